@@ -1,0 +1,66 @@
+/**
+ * The native room: the C library as TypeScript sees it, and the only place that calls bun:ffi.
+ * Read library.ts (loading), tensor.ts (what ops work on), device.ts (memory, events, graphs), weight.ts, then ops.ts
+ * (a typed function for each op). The documentation of every function is cuda/include/minisgl.h.
+ */
+import { dlopen, type Pointer, ptr } from "bun:ffi";
+import { symbols } from "./symbols.ts";
+
+/** An error that the native library reported. */
+export class NativeError extends Error {}
+
+const open = (path: string) => dlopen(path, symbols).symbols;
+
+/** The library's functions. Missing arguments silently become 0: call them through device.ts, weight.ts and ops.ts. */
+export type Library = ReturnType<typeof open>;
+
+const opened = new Map<string, Library>();
+
+/**
+ * Opens one of the libraries that implement minisgl.h.
+ * @throws NativeError where the file cannot be loaded, with what to do about it.
+ */
+export function openLibrary(path: string): Library {
+  const known = opened.get(path);
+  if (known) return known;
+  try {
+    const library = open(path);
+    opened.set(path, library);
+    return library;
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new NativeError(
+      `cannot load the native library: ${reason}. It is unpacked to $BUN_TMPDIR, $TMPDIR or /tmp, ` +
+        "which must exist, be writable and allow execution",
+    );
+  }
+}
+
+/** The text of the calling thread's last native error. */
+function lastError(library: Library): string {
+  return String(library.msgl_last_error()) || "unknown native error";
+}
+
+/** @throws NativeError with the library's text if status is not 0. */
+export function check(library: Library, status: number): void {
+  if (status !== 0) throw new NativeError(lastError(library));
+}
+
+/** Calls a function with an out parameter of 8 bytes and returns it as a number or pointer. */
+export function out(library: Library, call: (cell: Pointer) => number): number {
+  const cell = new BigInt64Array(1);
+  check(library, call(ptr(cell)));
+  return Number(cell[0]);
+}
+
+/** The same for an out parameter of type int32_t. */
+export function out32(library: Library, call: (cell: Pointer) => number): number {
+  const cell = new Int32Array(2);
+  check(library, call(ptr(cell)));
+  return cell[0] as number;
+}
+
+/** Number of devices the library can open. */
+export function deviceCount(library: Library): number {
+  return out32(library, (cell) => library.msgl_device_count(cell));
+}
