@@ -44,7 +44,7 @@ ThreadPool::~ThreadPool() {
     stop_ = true;
   }
   wake_.notify_all();
-  for (auto& helper : helpers_) helper.join();
+  for (auto &helper : helpers_) helper.join();
 }
 
 // Claims and runs indices until none is left; says whether it got any.
@@ -60,7 +60,7 @@ bool ThreadPool::work() {
   return any;
 }
 
-void ThreadPool::dispatch(int64_t count, Task task, const void* context) {
+void ThreadPool::dispatch(int64_t count, Task task, const void *context) {
   task_ = task;
   context_ = context;
   count_ = count;
