@@ -3,6 +3,8 @@
  * Read types.ts (what is said), then the channels beside it.
  */
 
+import type { MessagePort } from "node:worker_threads";
+
 /** Numeric types a model can be computed in; "auto" follows the checkpoint. */
 export type DTypeOption = "auto" | "float32" | "bfloat16" | "float16";
 
@@ -17,12 +19,13 @@ export interface EngineOptions {
   /** Random weights instead of the checkpoint's: only config.json is needed. */
   dummyWeight: boolean;
   tensorParallelSize: number;
+  /** 0: the device's default. */
   maxRunningRequests: number;
   /** Upper bound of a sequence's length in tokens; 0: the model's. */
   maxSequenceLength: number;
-  /** Tokens of one step, prefill and decode together. */
+  /** Tokens of one step, prefill and decode together; 0: the device's default. */
   maxPrefillLength: number;
-  /** Share of the device memory left after loading that the KV pool takes, 0 < ratio < 1. */
+  /** Share of the device memory left after loading that the KV pool takes, below 1; 0: the device's default. */
   memoryRatio: number;
   /** Pages of the KV pool; 0: as memoryRatio gives. */
   numPages: number;
@@ -81,7 +84,18 @@ export type FromScheduler =
   | { type: "ready"; info: EngineInfo }
   | { type: "flushed"; id: number; done: boolean }
   | { type: "stopped" }
-  | { type: "fatal"; message: string };
+  | { type: "fatal"; message: string; stack?: string };
+
+/** What main gives the scheduler thread to start with. */
+export interface SchedulerThreadData {
+  options: EngineOptions;
+  /** ToScheduler comes in, FromScheduler goes out. */
+  port: MessagePort;
+  /** See ring.ts, doorbell.ts, statistics.ts. */
+  ring: SharedArrayBuffer;
+  doorbell: SharedArrayBuffer;
+  statistics: SharedArrayBuffer;
+}
 
 /** What a started engine tells about itself. */
 export interface EngineInfo {
