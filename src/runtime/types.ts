@@ -3,10 +3,30 @@
  * LLM and benchmarks are written on `Runtime` and on nothing below it.
  * Read types.ts (what is asked and answered), then runtime.ts.
  */
-import type { EngineInfo } from "../message/types.ts";
+import type { MessagePort } from "node:worker_threads";
+import type { EngineInfo, EngineOptions } from "../message/types.ts";
 
-/** Starts the worker whose entry point stands beside main.ts; passed in, because only there can it be resolved. */
-export type SpawnWorker = (name: "scheduler" | "tokenizer" | "rank", workerData: unknown) => Worker;
+/**
+ * Starts the worker whose entry point stands beside main.ts; passed in, because only there can it be resolved.
+ * `transfer` lists the ports within `workerData`.
+ */
+export type SpawnWorker = (
+  name: "scheduler" | "tokenizer" | "rank",
+  workerData: unknown,
+  transfer: readonly MessagePort[],
+) => Worker;
+
+/** What a runtime needs to know to start; DEFAULT_OPTIONS in options.ts has all but the model. */
+export interface RuntimeOptions extends EngineOptions {
+  /** Worker threads that render chat templates and encode. */
+  numTokenizers: number;
+  /** Requests that may wait while maxRunningRequests run; more are refused with QueueFull. */
+  maxQueuedRequests: number;
+  /** Bytes of prompts that wait for their first token; a prompt that waits alone may be longer. */
+  maxQueuedPromptBytes: number;
+  /** Where sampling fields that a request leaves out come from: generation_config.json, or no filters at temperature 1. */
+  samplingDefaults: "model" | "openai";
+}
 
 export interface ChatMessage {
   role: string;
@@ -17,12 +37,14 @@ export interface ChatMessage {
 
 /** What the answer continues. */
 export type Prompt =
-  | { text: string }
+  /** addSpecialTokens (BOS, where the model has one): true if left out. */
+  | { text: string; addSpecialTokens?: boolean }
   | { tokens: readonly number[] }
   | { messages: readonly ChatMessage[]; addGenerationPrompt?: boolean; templateArguments?: Record<string, unknown> };
 
-/** Fields left out take the model's generation_config.json, then the usual defaults (temperature 1, no filters). */
+/** Fields left out take RuntimeOptions.samplingDefaults, then the usual defaults (temperature 1, no filters). */
 export interface GenerationParameters {
+  /** At least 1, and prompt and answer must fit the context. Left out: what fits. */
   maxTokens?: number;
   temperature?: number;
   topK?: number;
@@ -90,8 +112,11 @@ export interface RuntimeInterface {
   readonly info: EngineInfo;
   readonly hasChatTemplate: boolean;
   /**
-   * Tokenizes, checks and queues a request for one answer.
-   * @throws InvalidRequest, QueueFull
+   * Tokenizes, checks and queues a request for one answer. Its iterator throws InvalidRequest if the scheduler turns
+   * the request down, and the reason of a thread's death if one dies.
+   * @throws InvalidRequest whose parameter is a field of GenerationParameters, "prompt" or "messages".
+   * @throws QueueFull
+   * @throws signal.reason, if the signal aborts before the request is queued.
    */
   generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation>;
   encode(prompt: Prompt): Promise<number[]>;
@@ -99,6 +124,8 @@ export interface RuntimeInterface {
   statistics(): RuntimeStatistics;
   /** Empties the prefix cache; false if requests were running. */
   flushCache(): Promise<boolean>;
+  /** `callback` is told when a thread has died: nothing can be served any more, and the process should end. */
+  onFatal(callback: (error: Error) => void): void;
   /** Resolves when the threads have ended. */
   stop(): Promise<void>;
 }

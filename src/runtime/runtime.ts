@@ -1,0 +1,232 @@
+import { openCheckpoint } from "../checkpoint/open.ts";
+import type { Checkpoint } from "../checkpoint/types.ts";
+import type { TokenInput } from "../message/ring.ts";
+import type { EngineInfo, FinishCode } from "../message/types.ts";
+import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
+import { StopMatcher } from "../tokenizer/stop.ts";
+import type { TokenTable } from "../tokenizer/table.ts";
+import { Answer } from "./answer.ts";
+import { type CheckedParameters, checkParameters, checkTokens, fitContext, promptBytes } from "./parameters.ts";
+import { type OnProgress, SchedulerClient } from "./scheduler-client.ts";
+import { TokenizerPool } from "./tokenizer-pool.ts";
+import {
+  type Generation,
+  type GenerationParameters,
+  InvalidRequest,
+  type Prompt,
+  QueueFull,
+  type RuntimeInterface,
+  type RuntimeOptions,
+  type RuntimeStatistics,
+  type SpawnWorker,
+} from "./types.ts";
+
+const LAST_UID = 2 ** 31 - 1;
+
+/** A model that is being served: its threads, and the answers on their way. */
+export class Runtime implements RuntimeInterface {
+  private readonly scheduler: SchedulerClient;
+  private readonly tokenizers: TokenizerPool | null;
+  private engine: EngineInfo | null = null;
+  private table: TokenTable | null = null;
+  private readonly answers = new Map<number, Answer>();
+  private lastUid = 0;
+  /** Requests between generate() and their end, and the bytes of those prompts that wait for their first token. */
+  private live = 0;
+  private waitingBytes = 0;
+  /** Answers that got records in the current drain. */
+  private touched: Answer[] = [];
+  private failure: Error | null = null;
+  private fatalCallback: (error: Error) => void = () => {};
+  private stopped: Promise<void> | null = null;
+
+  private constructor(
+    private readonly checkpoint: Checkpoint,
+    private readonly options: RuntimeOptions,
+    spawn: SpawnWorker,
+    onProgress: OnProgress,
+  ) {
+    const die = (error: Error): void => this.die(error);
+    const accept: TokenInput = (uid, token, finish, cachedTokens) => this.accept(uid, token, finish, cachedTokens);
+    this.scheduler = new SchedulerClient(spawn, options, accept, () => this.wakeTouched(), onProgress, die);
+    const source = checkpoint.tokenizer;
+    this.tokenizers = source === null ? null : new TokenizerPool(spawn, options.numTokenizers, source, die);
+  }
+
+  /**
+   * Starts the threads and loads the model.
+   * @throws CheckpointError, or an Error with the engine's reason, if the model cannot be served.
+   */
+  static async start(options: RuntimeOptions, spawn: SpawnWorker, onProgress: OnProgress = () => {}): Promise<Runtime> {
+    const runtime = new Runtime(await openCheckpoint(options.model), options, spawn, onProgress);
+    try {
+      [runtime.engine, runtime.table] = await Promise.all([runtime.scheduler.ready, runtime.tokenizers?.ready ?? null]);
+    } catch (error) {
+      await runtime.stop();
+      throw error;
+    }
+    return runtime;
+  }
+
+  get info(): EngineInfo {
+    return this.engine!;
+  }
+
+  get hasChatTemplate(): boolean {
+    return this.checkpoint.tokenizer !== null && this.checkpoint.tokenizer.chatTemplate !== null;
+  }
+
+  async generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation> {
+    this.checkAlive();
+    signal?.throwIfAborted();
+    const checked = checkParameters(parameters, {
+      defaults: this.options.samplingDefaults === "model" ? this.checkpoint.generation : {},
+      vocabularySize: this.info.vocabularySize,
+      hasText: this.table !== null,
+    });
+    const size = promptBytes(prompt);
+    this.admit(size);
+    try {
+      const tokens = await this.encode(prompt);
+      signal?.throwIfAborted();
+      this.checkAlive();
+      const maxTokens = fitContext(tokens.length, checked.maxTokens, this.info.maxContext);
+      return this.queue(tokens, checked, maxTokens, size, signal);
+    } catch (error) {
+      this.live--;
+      this.waitingBytes -= size;
+      throw error;
+    }
+  }
+
+  async encode(prompt: Prompt): Promise<number[]> {
+    const tokens = "tokens" in prompt ? [...prompt.tokens] : await this.encodeText(prompt);
+    const parameter = "messages" in prompt ? "messages" : "prompt";
+    if (tokens.length === 0) throw new InvalidRequest("the prompt is empty", parameter);
+    if ("tokens" in prompt) checkTokens(tokens, this.info.vocabularySize, parameter);
+    return tokens;
+  }
+
+  decode(tokens: readonly number[]): string {
+    if (this.table === null) throw new InvalidRequest("this model has no tokenizer", "tokens");
+    checkTokens(tokens, this.info.vocabularySize, "tokens");
+    const detokenizer = new IncrementalDetokenizer(this.table, { skipSpecialTokens: false });
+    let text = "";
+    for (const token of tokens) text += detokenizer.push(token);
+    return text + detokenizer.flush();
+  }
+
+  statistics(): RuntimeStatistics {
+    return this.scheduler.statistics();
+  }
+
+  async flushCache(): Promise<boolean> {
+    this.checkAlive();
+    return this.scheduler.flushCache();
+  }
+
+  onFatal(callback: (error: Error) => void): void {
+    this.fatalCallback = callback;
+    if (this.failure !== null) callback(this.failure);
+  }
+
+  /** Aborts what is running, tells the threads to end, and resolves when they have. */
+  stop(): Promise<void> {
+    this.stopped ??= (async () => {
+      for (const answer of this.answers.values()) answer.abort();
+      await Promise.all([this.scheduler.stop(), this.tokenizers?.stop()]);
+    })();
+    return this.stopped;
+  }
+
+  private checkAlive(): void {
+    if (this.failure !== null) throw this.failure;
+    if (this.stopped !== null) throw new Error("the runtime has been stopped");
+  }
+
+  /** Counts a request in. */
+  private admit(size: number): void {
+    const { maxQueuedRequests, maxQueuedPromptBytes } = this.options;
+    if (this.live >= this.info.maxRunningRequests + maxQueuedRequests) {
+      throw new QueueFull(`${maxQueuedRequests} requests wait already`);
+    }
+    if (this.waitingBytes > 0 && this.waitingBytes + size > maxQueuedPromptBytes) {
+      throw new QueueFull(`prompts of ${this.waitingBytes} bytes wait already`);
+    }
+    this.live++;
+    this.waitingBytes += size;
+  }
+
+  private async encodeText(prompt: Exclude<Prompt, { tokens: unknown }>): Promise<number[]> {
+    if (this.tokenizers === null) throw new InvalidRequest("this model has no tokenizer: give token ids", "prompt");
+    if ("messages" in prompt && !this.hasChatTemplate) {
+      throw new InvalidRequest("this model has no chat template", "messages");
+    }
+    return Array.from(await this.tokenizers.encode(prompt, promptBytes(prompt)));
+  }
+
+  private queue(
+    tokens: number[],
+    checked: CheckedParameters,
+    maxTokens: number,
+    size: number,
+    signal: AbortSignal | undefined,
+  ): Answer {
+    const { sampling, stop, stopTokenIds, ignoreEos } = checked;
+    const uid = this.nextUid();
+    let waits = true;
+    const start = (): void => {
+      if (waits) this.waitingBytes -= size;
+      waits = false;
+    };
+    const abort = (): void => answer.abort();
+    const answer = new Answer(uid, tokens, {
+      detokenizer: this.table === null ? null : new IncrementalDetokenizer(this.table, { skipSpecialTokens: true }),
+      matcher: stop.length === 0 ? null : new StopMatcher(stop),
+      stopTokenIds,
+      onStart: start,
+      onEnd: (_, early) => {
+        start();
+        this.live--;
+        this.answers.delete(uid);
+        signal?.removeEventListener("abort", abort);
+        if (early) this.scheduler.abort(uid);
+      },
+    });
+    signal?.addEventListener("abort", abort);
+    this.answers.set(uid, answer);
+    this.scheduler.add({ uid, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds, ignoreEos });
+    return answer;
+  }
+
+  private nextUid(): number {
+    do this.lastUid = this.lastUid === LAST_UID ? 1 : this.lastUid + 1;
+    while (this.answers.has(this.lastUid));
+    return this.lastUid;
+  }
+
+  /** A record of the ring. Those of answers that have ended here come a little longer, and are dropped. */
+  private accept(uid: number, token: number, finish: FinishCode, cachedTokens: number): void {
+    const answer = this.answers.get(uid);
+    if (answer === undefined) return;
+    answer.accept(token, finish, cachedTokens);
+    if (answer.touched) return;
+    answer.touched = true;
+    this.touched.push(answer);
+  }
+
+  private wakeTouched(): void {
+    for (const answer of this.touched) {
+      answer.touched = false;
+      answer.wake();
+    }
+    this.touched.length = 0;
+  }
+
+  private die(error: Error): void {
+    if (this.failure !== null) return;
+    this.failure = error;
+    for (const answer of this.answers.values()) answer.fail(error);
+    this.fatalCallback(error);
+  }
+}
