@@ -10,7 +10,7 @@
 #ifdef __CUDACC__
 #define MSGL_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define MSGL_HOST_DEVICE inline
+#define MSGL_HOST_DEVICE inline __attribute__((always_inline)) // no copy of it may be shared by instruction sets
 #endif
 
 namespace minisgl {
