@@ -1,7 +1,8 @@
 /** The options that commands share, under the names that Mini-SGLang's users know, and what they become. */
 import { Help, Option } from "commander";
 import type { EngineOptions } from "../message/types.ts";
-import type { GenerationParameters } from "../runtime/types.ts";
+import { DEFAULT_OPTIONS } from "../runtime/options.ts";
+import type { GenerationParameters, RuntimeOptions } from "../runtime/types.ts";
 import { UserError } from "./errors.ts";
 import { attention, available, choice, collect, integer, number } from "./values.ts";
 
@@ -150,7 +151,8 @@ export function engineFlags(): Option[] {
     }),
     ...option(memory, "--max-running-requests <n>", "sequences that run at the same time", {
       parse: integer(1, 65536),
-      default: 256,
+      default: 0,
+      defaultText: "256, 64 on a CPU",
     }),
     ...option(
       memory,
@@ -164,7 +166,8 @@ export function engineFlags(): Option[] {
     ),
     ...option(memory, "--memory-ratio <ratio>", "share of the free memory that the KV pool may take", {
       parse: number("a number between 0 and 1", (value) => value > 0 && value < 1),
-      default: 0.9,
+      default: 0,
+      defaultText: "0.9, less on a CPU",
     }),
     ...option(memory, "--num-pages <n>", "pages of the KV pool", {
       parse: integer(1),
@@ -181,8 +184,8 @@ export function engineFlags(): Option[] {
   ];
 }
 
-/** The engine's part of the flags. Throws a UserError for what is not available and for a missing model. */
-export function toEngineOptions(flags: EngineFlags): EngineOptions {
+/** The flags as the runtime takes them. Throws a UserError for what is not available and for a missing model. */
+export function toRuntimeOptions(flags: EngineFlags): RuntimeOptions {
   if (flags.model === undefined || flags.model === "") {
     throw new UserError("no model given: add --model with a folder, a .gguf file or a repository name");
   }
@@ -191,6 +194,7 @@ export function toEngineOptions(flags: EngineFlags): EngineOptions {
   const disabled =
     flags.disableOverlap || /^(1|true|yes|on)$/i.test(process.env.MINISGL_DISABLE_OVERLAP_SCHEDULING ?? "");
   return {
+    ...DEFAULT_OPTIONS,
     model: flags.model.replace(/^~(?=$|\/)/, process.env.HOME ?? "~"),
     dtype: flags.dtype,
     device: flags.device,
@@ -207,6 +211,8 @@ export function toEngineOptions(flags: EngineFlags): EngineOptions {
     graphMaxBatchSize: flags.graph,
     attention: flags.attn,
     overlap: flags.overlap ?? !disabled,
+    numTokenizers: flags.tokenizerCount || DEFAULT_OPTIONS.numTokenizers,
+    samplingDefaults: flags.samplingDefaults,
   };
 }
 
