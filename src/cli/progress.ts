@@ -45,7 +45,7 @@ export class Progress {
     const share = total > 0 ? Math.min(1, done / total) : 0;
     const filled = Math.round(share * BAR_WIDTH);
     const bar = total > 0 ? ` [${"#".repeat(filled)}${"-".repeat(BAR_WIDTH - filled)}] ${amount(done, total)}` : " ...";
-    this.output.write(`\r${(`loading ${stage}` + bar).slice(0, (this.output.columns ?? 80) - 1)}\x1b[K`);
+    this.output.write(`\r${`loading ${stage}${bar}`.slice(0, (this.output.columns ?? 80) - 1)}\x1b[K`);
     this.drawn = true;
   }
 }

@@ -1,0 +1,67 @@
+import type { RuntimeInterface } from "../runtime/types.ts";
+import { drive, median, steadyStep, warmUp } from "./drive.ts";
+import type { Figure, Report } from "./report.ts";
+import { decodeLimit, type Roofline } from "./roofline.ts";
+import { randomItems } from "./workload.ts";
+
+export interface LatencyOptions {
+  /** Numbers of sequences that decode together, one measurement each. */
+  batches: readonly number[];
+  /** Tokens of context in the middle of the measurement. */
+  context: number;
+  /** Tokens that each sequence generates. */
+  tokens: number;
+  repeats: number;
+}
+
+/** Time per decode step for each batch size: the median of a few runs, each over its steady part. */
+export async function benchLatency(
+  runtime: RuntimeInterface,
+  options: LatencyOptions,
+  roofline: Roofline | null,
+): Promise<Report> {
+  await warmUp(runtime);
+  const groups = [];
+  for (const batch of options.batches) groups.push(await measure(runtime, batch, options, roofline));
+  const { context, tokens, repeats } = options;
+  return {
+    benchmark: "latency",
+    description: `decode at a context of ${context}, ${tokens} tokens each, median of ${repeats}`,
+    model: runtime.info,
+    groups,
+  };
+}
+
+async function measure(
+  runtime: RuntimeInterface,
+  batch: number,
+  { context, tokens, repeats }: LatencyOptions,
+  roofline: Roofline | null,
+): Promise<{ name: string; figures: Figure[] }> {
+  const input = Math.max(1, context - Math.floor(tokens / 2));
+  const steps: number[] = [];
+  const firsts: number[] = [];
+  for (let repeat = 0; repeat < repeats; repeat++) {
+    const shapes = Array.from({ length: batch }, () => ({ input, output: tokens }));
+    const run = await drive(runtime, randomItems(shapes, runtime.info.vocabularySize, repeat + 1), {
+      temperature: 0.6,
+    });
+    steps.push(steadyStep(run));
+    firsts.push(Math.max(...run.arrivals.map(({ times }) => times[0] ?? Number.NaN)));
+    await runtime.flushCache();
+  }
+  const step = median(steps);
+  const figures: Figure[] = [
+    { key: "step_milliseconds", label: "per step", value: step, unit: "ms", digits: 3 },
+    { key: "tokens_per_second", label: "generated", value: (1000 * batch) / step, unit: "tokens/s", digits: 0 },
+    { key: "first_token_milliseconds", label: "last first token", value: median(firsts), unit: "ms", digits: 1 },
+  ];
+  if (roofline !== null) {
+    const limit = 1000 * decodeLimit(roofline.cost, roofline.limits, batch, batch * context);
+    figures.push(
+      { key: "limit_milliseconds", label: "limit", value: limit, unit: "ms", digits: 3 },
+      { key: "share_of_limit", label: "share of the limit", value: limit / step, unit: "", digits: 3 },
+    );
+  }
+  return { name: `batch ${batch}`, figures };
+}

@@ -1,0 +1,74 @@
+import type { EngineInfo } from "../message/types.ts";
+
+/** A figure of a report. */
+export interface Figure {
+  /** Key in the JSON, in snake case with the unit last. */
+  key: string;
+  label: string;
+  value: number;
+  unit: string;
+  digits?: number;
+  /** What it has to be, where there is a target: "<=" or ">=" of it. */
+  target?: { comparison: "<=" | ">="; value: number };
+}
+
+export interface Report {
+  benchmark: string;
+  /** What was run, in words. */
+  description: string;
+  model: EngineInfo | null;
+  /** A group of figures each, with what distinguishes it ("batch 8"); one group with no name where there is one. */
+  groups: { name: string; figures: Figure[] }[];
+}
+
+/** True where every figure that has a target meets it. */
+export function passes(report: Report): boolean {
+  return report.groups.every(({ figures }) => figures.every((figure) => meets(figure) !== false));
+}
+
+function meets({ value, target }: Figure): boolean | null {
+  if (target === undefined) return null;
+  return target.comparison === "<=" ? value <= target.value : value >= target.value;
+}
+
+/** The report as a table for people. */
+export function formatReport(report: Report): string {
+  const lines = [`${report.benchmark}: ${report.description}`];
+  if (report.model !== null) {
+    const { model, dtype, device, library } = report.model;
+    lines.push(`${model}, ${dtype}, ${device} (${library})`);
+  }
+  const rows = report.groups.flatMap(({ name, figures }) =>
+    figures.map((figure, index) => ({ name: index === 0 ? name : "", figure, text: formatValue(figure) })),
+  );
+  const width = (pick: (row: (typeof rows)[number]) => string) => Math.max(0, ...rows.map((row) => pick(row).length));
+  const names = width(({ name }) => name);
+  const labels = width(({ figure }) => figure.label);
+  const values = width(({ text }) => text);
+  for (const { name, figure, text } of rows) {
+    const head = names > 0 ? `${name.padEnd(names)}  ` : "";
+    lines.push(`  ${head}${figure.label.padEnd(labels)}  ${text.padStart(values)} ${figure.unit}${verdict(figure)}`);
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function formatValue({ value, digits = 1 }: Figure): string {
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function verdict(figure: Figure): string {
+  const met = meets(figure);
+  if (met === null) return "";
+  const { comparison, value } = figure.target as NonNullable<Figure["target"]>;
+  return `   ${met ? "pass" : "FAIL"} (${comparison} ${value.toLocaleString("en-US")})`;
+}
+
+/** The report as data: figures by key, groups under their names. */
+export function reportJson(report: Report): Record<string, unknown> {
+  const { benchmark, description, model } = report;
+  const results = report.groups.map(({ name, figures }) => ({
+    ...(name === "" ? {} : { name }),
+    ...Object.fromEntries(figures.map(({ key, value }) => [key, Number.isFinite(value) ? value : null])),
+  }));
+  return { benchmark, description, date: new Date().toISOString(), model, passed: passes(report), results };
+}
