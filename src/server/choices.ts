@@ -1,0 +1,139 @@
+/** The answers to one HTTP request: a generation for each choice of each prompt, started, collected and aborted as one. */
+import {
+  type Generation,
+  type GenerationEvent,
+  type GenerationParameters,
+  InvalidRequest,
+  type Prompt,
+  type RuntimeInterface,
+} from "../runtime/types.ts";
+import type { ServerContext } from "./context.ts";
+
+export interface ChoicesRequest {
+  /** What the answers are known by, in responses and to /abort_request. */
+  id: string;
+  prompts: readonly Prompt[];
+  /** Answers to each prompt. */
+  n: number;
+  /** Parameters of one choice; `maxTokens` left out takes `defaultMaxTokens`. */
+  parameters(maxTokens: number | undefined, choice: number): GenerationParameters;
+  maxTokens: number | undefined;
+  /** What an API that documents a default gives when nothing is asked, cut to what fits; null: all that fits. */
+  defaultMaxTokens: number | null;
+  signal: AbortSignal;
+}
+
+/** `usage` of OpenAI's API. A prompt counts once, however many answers it gets. */
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+  prompt_tokens_details: { cached_tokens: number };
+}
+
+export type Answer = Required<Omit<GenerationEvent, "stopReason">> & Pick<GenerationEvent, "stopReason">;
+
+export class Choices {
+  /** Choice j of prompt i is number i * n + j. */
+  generations: readonly Generation[] = [];
+  private ended = false;
+
+  private constructor(
+    readonly id: string,
+    readonly n: number,
+    private readonly context: ServerContext,
+  ) {}
+
+  /**
+   * Queues every generation of the request, or none. The caller must call end().
+   * @throws InvalidRequest, QueueFull
+   */
+  static async start(context: ServerContext, runtime: RuntimeInterface, request: ChoicesRequest): Promise<Choices> {
+    const { maxChoices } = context.options;
+    if (request.prompts.length * request.n > maxChoices) {
+      const asked = `${request.prompts.length} prompts with n = ${request.n}`;
+      throw new InvalidRequest(`a request may ask for at most ${maxChoices} answers, got ${asked}`, "n");
+    }
+    const choices = new Choices(request.id, request.n, context);
+    context.enter(choices);
+    const started = await Promise.allSettled(request.prompts.map((prompt) => startPrompt(runtime, prompt, request)));
+    const failed = started.find((result) => result.status === "rejected");
+    choices.generations = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
+    if (failed === undefined) return choices;
+    choices.abort();
+    choices.end();
+    throw failed.reason;
+  }
+
+  /** Waits for all answers, in the order of their numbers. */
+  async collect(): Promise<Answer[]> {
+    try {
+      return await Promise.all(this.generations.map(collectAnswer));
+    } catch (error) {
+      this.abort();
+      throw error;
+    } finally {
+      this.end();
+    }
+  }
+
+  usage(): Usage {
+    const prompts = this.generations.filter((_, index) => index % this.n === 0);
+    const promptTokens = prompts.reduce((sum, { promptTokens }) => sum + promptTokens.length, 0);
+    const completionTokens = this.generations.reduce((sum, generation) => sum + generation.completionTokens, 0);
+    const cachedTokens = prompts.reduce((sum, generation) => sum + generation.cachedTokens, 0);
+    return usageOf(promptTokens, completionTokens, cachedTokens);
+  }
+
+  abort(): void {
+    for (const generation of this.generations) generation.abort();
+  }
+
+  /** Takes the request off the list of those under way. */
+  end(): void {
+    if (this.ended) return;
+    this.ended = true;
+    this.context.leave(this);
+  }
+}
+
+export function usageOf(promptTokens: number, completionTokens: number, cachedTokens: number): Usage {
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: completionTokens,
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
+}
+
+async function startPrompt(runtime: RuntimeInterface, prompt: Prompt, request: ChoicesRequest): Promise<Generation[]> {
+  let { maxTokens } = request;
+  const capped = maxTokens === undefined && request.defaultMaxTokens !== null;
+  // One encoding serves all choices of a prompt.
+  const encoded: Prompt = capped || request.n > 1 ? { tokens: await runtime.encode(prompt) } : prompt;
+  if (capped && "tokens" in encoded) {
+    const room = runtime.info.maxContext - encoded.tokens.length;
+    if (room > 0) maxTokens = Math.min(request.defaultMaxTokens as number, room);
+  }
+  const started = await Promise.allSettled(
+    Array.from({ length: request.n }, (_, choice) =>
+      runtime.generate(encoded, request.parameters(maxTokens, choice), request.signal),
+    ),
+  );
+  const failed = started.find((result) => result.status === "rejected");
+  const generations = started.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
+  if (failed === undefined) return generations;
+  for (const generation of generations) generation.abort();
+  throw failed.reason;
+}
+
+async function collectAnswer(generation: Generation): Promise<Answer> {
+  const answer: Answer = { text: "", tokens: [], finishReason: null };
+  for await (const event of generation) {
+    answer.text += event.text;
+    for (const token of event.tokens) answer.tokens.push(token);
+    answer.finishReason = event.finishReason;
+    answer.stopReason = event.stopReason;
+  }
+  return answer;
+}

@@ -1,0 +1,111 @@
+/** What the routes share: the options, the runtime once it is there, and the requests under way. */
+import { basename } from "node:path";
+import type { RuntimeInterface } from "../runtime/types.ts";
+import type { Choices } from "./choices.ts";
+import { HttpError } from "./errors.ts";
+
+/** Gives the runtime, or null while the model is loading. */
+export type RuntimeHolder = () => RuntimeInterface | null;
+
+/** Fields left out take the defaults of `defaultOptions`. */
+export interface ServerOptions {
+  /** Names that requests may ask for and /v1/models lists; none: the model as it was given on the command line. */
+  servedModelNames?: readonly string[];
+  /** Origins that browsers may call from; "*" for all, none for no CORS headers. */
+  corsOrigins?: readonly string[];
+  maxBodyBytes?: number;
+  /** Answers that one request may ask for, prompts times n. */
+  maxChoices?: number;
+  /** Seconds after which a client that reads nothing of its stream is cut off. */
+  stallTimeoutSeconds?: number;
+  /** Shown by /server_info as `options`. */
+  settings?: object;
+}
+
+export const defaultOptions: Required<ServerOptions> = {
+  servedModelNames: [],
+  corsOrigins: [],
+  maxBodyBytes: 32 * 2 ** 20,
+  maxChoices: 2048,
+  stallTimeoutSeconds: 60,
+  settings: {},
+};
+
+export class ServerContext {
+  readonly options: Required<ServerOptions>;
+  /** Requests that are being answered. */
+  readonly active = new Set<Choices>();
+  readonly started = Math.floor(Date.now() / 1000);
+  draining = false;
+  private whenIdle: (() => void) | null = null;
+
+  constructor(
+    private readonly holder: RuntimeHolder,
+    options: ServerOptions,
+  ) {
+    this.options = { ...defaultOptions, ...options };
+  }
+
+  /**
+   * The runtime.
+   * @throws HttpError 503 while it is loading or the server is draining
+   */
+  runtime(): RuntimeInterface {
+    if (this.draining) throw unavailable("the server is shutting down", "draining");
+    const runtime = this.holder();
+    if (runtime === null) throw unavailable("the model is still loading", "loading");
+    return runtime;
+  }
+
+  /** Names that the model is listed under. */
+  modelNames(runtime: RuntimeInterface): readonly string[] {
+    const { servedModelNames } = this.options;
+    return servedModelNames.length > 0 ? servedModelNames : [runtime.info.model];
+  }
+
+  /**
+   * The name to answer under when `asked` is asked for.
+   * @throws HttpError 404 for a model that is not served
+   */
+  modelName(runtime: RuntimeInterface, asked: string | undefined): string {
+    const names = this.modelNames(runtime);
+    if (asked === undefined || asked === "" || asked === "default") return names[0];
+    if (names.includes(asked) || names.some((name) => basename(name) === asked)) return asked;
+    throw new HttpError(404, `the model ${JSON.stringify(asked)} does not exist here; served: ${names.join(", ")}`, {
+      param: "model",
+      code: "model_not_found",
+    });
+  }
+
+  enter(choices: Choices): void {
+    this.active.add(choices);
+  }
+
+  leave(choices: Choices): void {
+    this.active.delete(choices);
+    if (this.active.size === 0) this.whenIdle?.();
+  }
+
+  /** See RunningServer.drain. */
+  async drain(timeoutSeconds: number): Promise<number> {
+    this.draining = true;
+    if (this.active.size > 0) {
+      const idle = new Promise<void>((resolve) => {
+        this.whenIdle = resolve;
+      });
+      let timer: Timer | undefined;
+      const late = new Promise<void>((resolve) => {
+        timer = setTimeout(resolve, timeoutSeconds * 1000);
+      });
+      await Promise.race([idle, late]);
+      clearTimeout(timer);
+    }
+    const left = [...this.active];
+    for (const choices of left) choices.abort();
+    return left.length;
+  }
+}
+
+function unavailable(message: string, code: string): HttpError {
+  return new HttpError(503, message, { code, headers: { "retry-after": "1" } });
+}

@@ -1,0 +1,100 @@
+/**
+ * The server room: the OpenAI API, and what operators and routers ask for, over a runtime. Read server.ts (which routes
+ * there are and what stands before them), schemas.ts (what may be asked), choices.ts (how a request becomes generations),
+ * openai.ts and event-stream.ts (how answers are written), then routes/.
+ */
+import { Hono } from "hono";
+import { type RuntimeHolder, ServerContext, type ServerOptions } from "./context.ts";
+import { errorResponse, HttpError } from "./errors.ts";
+import { accessControl } from "./middleware/cors.ts";
+import { requestId } from "./middleware/request-id.ts";
+import { adminRoutes } from "./routes/admin.ts";
+import { chatRoutes } from "./routes/chat.ts";
+import { completionRoutes } from "./routes/completions.ts";
+import { generateRoutes } from "./routes/generate.ts";
+import { healthRoutes } from "./routes/health.ts";
+import { modelRoutes } from "./routes/models.ts";
+
+export type { RuntimeHolder, ServerOptions } from "./context.ts";
+
+/** What every handler finds in its Hono context. */
+export type Environment = { Variables: { requestId: string } };
+
+/** The app, and the state that its life cycle needs. */
+export interface Server {
+  readonly app: Hono<Environment>;
+  readonly context: ServerContext;
+}
+
+/** Builds the app. `runtime` gives null until the model is loaded: till then only /ping and /version answer with 200. */
+export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}): Server {
+  const context = new ServerContext(runtime, options);
+  const app = new Hono<Environment>();
+  app.use(requestId);
+  if (context.options.corsOrigins.length > 0) app.use(accessControl(context.options.corsOrigins));
+  healthRoutes(app, context);
+  modelRoutes(app, context);
+  chatRoutes(app, context);
+  completionRoutes(app, context);
+  generateRoutes(app, context);
+  adminRoutes(app, context);
+  app.notFound((c) => errorResponse(c, unknownRoute(app, c.req.method, c.req.path)));
+  app.onError((error, c) => errorResponse(c, error));
+  return { app, context };
+}
+
+/** 405 where the path exists under another method, else 404. */
+function unknownRoute(app: Hono<Environment>, method: string, path: string): HttpError {
+  const allowed = ["GET", "POST"].filter((other) =>
+    app.router.match(other, path)[0].some(([[, route]]) => route.method === other),
+  );
+  if (allowed.length === 0) return new HttpError(404, `there is no ${path} here`, { code: "not_found" });
+  return new HttpError(405, `${path} does not answer ${method}, use ${allowed.join(" or ")}`, {
+    code: "method_not_allowed",
+    headers: { allow: allowed.join(", ") },
+  });
+}
+
+/** A server that listens. */
+export interface RunningServer extends Server {
+  readonly hostname: string;
+  readonly port: number;
+  readonly url: string;
+  /**
+   * Refuses new requests with 503, lets those that run end, and aborts what is left after `timeoutSeconds`. Resolves to
+   * the number of requests that were aborted. The port stays open until stop(), so that the refusals can be read.
+   */
+  drain(timeoutSeconds: number): Promise<number>;
+  /** Closes the port and every connection. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Listens on hostname:port (port 0: any free one).
+ * @throws what Bun.serve throws, with code "EADDRINUSE" where the port is taken
+ */
+export function serve(
+  runtime: RuntimeHolder,
+  options: ServerOptions & { hostname: string; port: number },
+): RunningServer {
+  const { app, context } = createServer(runtime, options);
+  const server = Bun.serve({
+    hostname: options.hostname,
+    port: options.port,
+    development: false,
+    fetch: (request) => app.fetch(request),
+    // A stream may be silent for as long as a prompt is computed; readers that stall are cut off in event-stream.ts.
+    idleTimeout: 0,
+    // body.ts enforces the limit: here it would end in an answer without a reason.
+    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
+  });
+  return {
+    app,
+    context,
+    hostname: options.hostname,
+    port: server.port as number,
+    url: server.url.href,
+    drain: (timeoutSeconds) => context.drain(timeoutSeconds),
+    stop: () => server.stop(true),
+  };
+}
