@@ -68,6 +68,8 @@ export class Batch {
   private readonly samplingFloats: Float32Array;
 
   constructor(
+    /** Index of the step slot it belongs to. */
+    readonly slot: number,
     readonly limits: BatchLimits,
     /** [maxSequences, ROW_WORDS]: slot, start, count, token_begin, page_begin, sample_index. */
     readonly rows: Int32Array,

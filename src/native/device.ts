@@ -26,6 +26,9 @@ export interface PinnedMemory {
   buffer: ArrayBuffer;
 }
 
+/** Bytes to which an arena aligns its tensors. */
+const ARENA_ALIGNMENT = 256;
+
 /** A marked point in the stream. */
 export type Event = Pointer;
 /** A captured list of ops. */
@@ -166,6 +169,10 @@ export class Device {
     return cell[0] as number;
   }
 
+  destroyGraph(graph: Graph): void {
+    this.check(this.library.msgl_graph_destroy(this.handle, graph));
+  }
+
   /** Records the ops that `body` enqueues instead of running them. */
   capture(body: () => void): Graph {
     this.check(this.library.msgl_capture_begin(this.handle));
@@ -177,7 +184,7 @@ export class Device {
     }
     const graph = out(this.library, (cell) => this.library.msgl_capture_end(this.handle, cell)) as Graph;
     if (failure === undefined) return graph;
-    this.check(this.library.msgl_graph_destroy(this.handle, graph));
+    this.destroyGraph(graph);
     throw failure;
   }
 
@@ -201,17 +208,25 @@ export class Device {
  * alone, which graphs need.
  */
 export class Arena {
-  private readonly base: Pointer;
   private used = 0;
+  /** Most bytes that were in use at once. */
+  peak = 0;
 
-  constructor(
-    private readonly device: Device,
+  private constructor(
+    private readonly base: Pointer,
     readonly bytes: number,
-  ) {
-    this.base = device.alloc(bytes);
+  ) {}
+
+  static allocate(device: Device, bytes: number): Arena {
+    return new Arena(device.alloc(bytes), bytes);
   }
 
-  /** Gives everything back that was handed out since the mark. */
+  /** Without memory, to learn the peak of ops that are recorded and never run. */
+  static measuring(): Arena {
+    return new Arena(ARENA_ALIGNMENT as Pointer, Number.POSITIVE_INFINITY);
+  }
+
+  /** Where the next tensor goes; release(mark) gives back all that was handed out since. */
   get mark(): number {
     return this.used;
   }
@@ -223,12 +238,9 @@ export class Arena {
   /** @throws NativeError when the arena is too small: its size was planned wrongly. */
   tensor(dtype: DType, shape: readonly number[]): Tensor {
     const tensor = new Tensor(advance(this.base, this.used), dtype, shape);
-    this.used += Math.ceil(tensor.bytes / 256) * 256;
+    this.used += Math.ceil(tensor.bytes / ARENA_ALIGNMENT) * ARENA_ALIGNMENT;
+    this.peak = Math.max(this.peak, this.used);
     if (this.used > this.bytes) throw new NativeError(`activation arena of ${this.bytes} bytes is too small`);
     return tensor;
-  }
-
-  free(): void {
-    this.device.free(this.base);
   }
 }

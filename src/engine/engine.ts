@@ -1,0 +1,177 @@
+import type { ModelConfig } from "../checkpoint/types.ts";
+import { rotaryTable } from "../layer/rotary.ts";
+import { KvPool, Step } from "../layer/step.ts";
+import type { EngineOptions } from "../message/types.ts";
+import type { Model } from "../model/decoder.ts";
+import { Arena, type Device } from "../native/device.ts";
+import { AttentionPlan, sample } from "../native/ops.ts";
+import { DType, type Tensor } from "../native/tensor.ts";
+import type { Batch, BatchLimits } from "./batch.ts";
+import { DeviceBatch } from "./device-batch.ts";
+import { DecodeGraphs } from "./graphs.ts";
+import { type PoolPlan, planPool, type StepLimits, stepLimits } from "./memory-plan.ts";
+import { attentionBackend, measureScratch } from "./scratch.ts";
+import { StagingLayout, StepSlot } from "./staging.ts";
+import type { StepEngine } from "./types.ts";
+
+/** Steps that may be prepared or in flight: one computed, one launched, one being filled. */
+const STEP_SLOTS = 3;
+
+/** A loaded model and what it is computed in. */
+export interface LoadedModel {
+  model: Model;
+  config: ModelConfig;
+  /** Of the KV pool and of the activations. */
+  dtype: DType;
+  activationType: DType;
+  eosTokenIds: readonly number[];
+}
+
+/** A model on a device, driven a step at a time. */
+export class Engine implements StepEngine {
+  readonly limits: BatchLimits;
+  readonly pool: PoolPlan;
+  private readonly arena: Arena;
+  private readonly plan: AttentionPlan;
+  private readonly kv: KvPool;
+  private readonly rotary: Tensor;
+  private readonly batch: DeviceBatch;
+  private readonly tokens: Tensor;
+  private readonly graphs: DecodeGraphs;
+  private readonly slots: StepSlot[];
+  private next = 0;
+  private lastLogits: Tensor | null = null;
+
+  /** Plans and allocates everything that steps need. @throws Error when it does not fit the device. */
+  constructor(
+    readonly device: Device,
+    private readonly loaded: LoadedModel,
+    options: EngineOptions,
+  ) {
+    const { config, dtype } = loaded;
+    const { pageSize } = options;
+    const steps = stepLimits(options, device.properties());
+    this.plan = this.createPlan(steps, options);
+    this.arena = Arena.allocate(device, measureScratch(device, loaded, steps, this.plan));
+    this.pool = planPool(config, dtype, options, device.properties(), steps.maxSequences);
+    this.limits = {
+      maxSequences: steps.maxSequences,
+      maxTokens: steps.maxTokens,
+      maxPageValues: steps.maxTokens + 2 * Math.ceil(this.pool.maxContext / pageSize),
+      maxTokenValues: steps.maxTokens,
+      pageSize,
+    };
+    const width = config.numKvHeads * config.headDim;
+    const rows = (this.pool.numPages + 1) * pageSize;
+    const memory = device.tensor(dtype, [2 * config.numLayers, rows, width]);
+    // Written once, so that the process has its full size from the start.
+    device.fill(memory.pointer, 0, memory.bytes);
+    this.kv = new KvPool(memory, config.numLayers, rows, width);
+    this.rotary = device.tensor(DType.F32, [this.pool.maxContext, config.headDim]);
+    device.upload(this.rotary.pointer, rotaryTable(config, this.pool.maxContext));
+    const layout = new StagingLayout(this.limits);
+    this.batch = new DeviceBatch(device, layout, this.pool.maxContext, this.pool.numPages);
+    this.tokens = device.tensor(DType.I32, [steps.maxSequences]);
+    this.slots = Array.from({ length: STEP_SLOTS }, (_, index) => new StepSlot(device, layout, index));
+    this.graphs = this.captureGraphs(steps.graphMaxBatchSize);
+    device.synchronize();
+  }
+
+  get maxSequences(): number {
+    return this.limits.maxSequences;
+  }
+  get numPages(): number {
+    return this.pool.numPages;
+  }
+  get pageSize(): number {
+    return this.limits.pageSize;
+  }
+  get maxContext(): number {
+    return this.pool.maxContext;
+  }
+  get eosTokenIds(): readonly number[] {
+    return this.loaded.eosTokenIds;
+  }
+
+  nextBatch(): Batch {
+    const slot = this.slots[this.next] as StepSlot;
+    this.next = (this.next + 1) % STEP_SLOTS;
+    this.device.wait(slot.done);
+    slot.batch.clear();
+    return slot.batch;
+  }
+
+  launch(batch: Batch): void {
+    const slot = this.slotOf(batch);
+    const { device, graphs } = this;
+    const decodeOnly = batch.decodeSequences === batch.sequences && batch.samples === batch.sequences;
+    const size = decodeOnly ? graphs.paddedSize(batch.sequences) : 0;
+    const sequences = size || batch.sequences;
+    this.batch.pad(slot, sequences);
+    this.batch.write(slot);
+    const decode = batch.decodeSequences + sequences - batch.sequences;
+    this.plan.update(batch.queryLengths, batch.contextLengths, sequences, decode, size > 0);
+    const logits = size > 0 ? graphs.replay(size) : this.forward(batch.sequences, batch.tokens, batch.samples);
+    if (batch.samples > 0) this.sample(slot, logits.head(batch.samples));
+    device.record(slot.done);
+  }
+
+  ready(batch: Batch): boolean {
+    return this.device.reached(this.slotOf(batch).done);
+  }
+
+  collect(batch: Batch): Int32Array {
+    const slot = this.slotOf(batch);
+    this.device.wait(slot.done);
+    return slot.tokens;
+  }
+
+  /** Logits [samples, vocabulary] of the step launched last; waits for it. For tests and tools. */
+  logits(): Float32Array {
+    const logits = this.lastLogits as Tensor;
+    return new Float32Array(this.device.download(logits.pointer, logits.bytes));
+  }
+
+  close(): void {
+    this.device.close();
+  }
+
+  private createPlan(steps: StepLimits, options: EngineOptions): AttentionPlan {
+    const { config, dtype, activationType } = this.loaded;
+    const shape = { heads: config.numHeads, kvHeads: config.numKvHeads, headDim: config.headDim };
+    const { maxSequences, maxTokens } = steps;
+    const backends = {
+      prefill: attentionBackend(options.attention.prefill),
+      decode: attentionBackend(options.attention.decode),
+    };
+    const { device } = this;
+    return new AttentionPlan(device, shape, options.pageSize, maxSequences, maxTokens, activationType, dtype, backends);
+  }
+
+  /** Enqueues the expansion and the forward of the uploaded rows; logits [samples, vocabulary]. */
+  private forward(sequences: number, tokens: number, samples: number): Tensor {
+    const { device, arena, loaded, batch, plan, kv, rotary } = this;
+    batch.expand(sequences, tokens);
+    arena.release(0);
+    const step = new Step(device, arena, loaded.activationType, tokens, samples, batch.expanded, plan, kv, rotary);
+    return loaded.model.forward(step);
+  }
+
+  private sample(slot: StepSlot, logits: Tensor): void {
+    const { device, batch, tokens } = this;
+    this.lastLogits = logits;
+    sample(device, tokens.pointer, batch.tokenTable, logits, batch.sampling, slot.batch);
+    device.copy(slot.tokensPointer, tokens.pointer, slot.batch.samples * Int32Array.BYTES_PER_ELEMENT);
+  }
+
+  private captureGraphs(largest: number): DecodeGraphs {
+    return new DecodeGraphs(this.device, largest, (size) => {
+      this.plan.update(new Int32Array(size).fill(1), new Int32Array(size).fill(1), size, size, true);
+      return this.forward(size, size, size);
+    });
+  }
+
+  private slotOf(batch: Batch): StepSlot {
+    return this.slots[batch.slot] as StepSlot;
+  }
+}

@@ -1,0 +1,91 @@
+import type { ModelConfig } from "../checkpoint/types.ts";
+import type { EngineOptions } from "../message/types.ts";
+import type { DeviceProperties } from "../native/device.ts";
+import { bytesOf, type DType } from "../native/tensor.ts";
+
+/** What a device serves with where the command line leaves a field out. */
+interface DeviceDefaults {
+  maxRunningRequests: number;
+  maxPrefillLength: number;
+  graphMaxBatchSize: number;
+  memoryRatio: number;
+}
+
+/** A GPU has memory of its own to fill and a launch cost that graphs save; a CPU has neither. */
+function deviceDefaults(gpu: boolean): DeviceDefaults {
+  return gpu
+    ? { maxRunningRequests: 256, maxPrefillLength: 8192, graphMaxBatchSize: 256, memoryRatio: 0.9 }
+    : { maxRunningRequests: 64, maxPrefillLength: 512, graphMaxBatchSize: 0, memoryRatio: 0 };
+}
+
+/** What a CPU gives the KV pool at the least, and the share of the free memory that a whole context may take there. */
+const CPU_POOL_BYTES = 2 ** 30;
+const CPU_CONTEXT_SHARE = 0.25;
+
+/** Sizes that are known before anything is allocated. */
+export interface StepLimits {
+  maxSequences: number;
+  /** Rows of a step at most. */
+  maxTokens: number;
+  graphMaxBatchSize: number;
+}
+
+export function stepLimits(options: EngineOptions, properties: DeviceProperties): StepLimits {
+  const defaults = deviceDefaults(!properties.floatActivations);
+  const maxSequences = options.maxRunningRequests || defaults.maxRunningRequests;
+  const graphMaxBatchSize = options.graphMaxBatchSize < 0 ? defaults.graphMaxBatchSize : options.graphMaxBatchSize;
+  return {
+    maxSequences,
+    // Every running sequence decodes in every step, and prefill always has room to go on.
+    maxTokens: Math.max(options.maxPrefillLength || defaults.maxPrefillLength, maxSequences + 1),
+    graphMaxBatchSize: Math.min(graphMaxBatchSize, maxSequences),
+  };
+}
+
+export interface PoolPlan {
+  numPages: number;
+  /** The least of model, override and pool, in tokens. */
+  maxContext: number;
+  /** Bytes of the pool, with the page that padding rows write to. */
+  bytes: number;
+}
+
+/**
+ * Pages of the KV pool, and with them the longest sequence.
+ * @throws Error when not even a small context fits, saying by how much.
+ */
+export function planPool(
+  config: ModelConfig,
+  cacheType: DType,
+  options: EngineOptions,
+  properties: DeviceProperties,
+  maxSequences: number,
+): PoolPlan {
+  const { pageSize } = options;
+  const tokenBytes = 2 * config.numLayers * bytesOf(cacheType, config.numKvHeads * config.headDim);
+  const pageBytes = tokenBytes * pageSize;
+  const wanted = Math.min(options.maxSequenceLength || config.maxPosition, config.maxPosition);
+  const free = properties.freeMemory;
+  const gpu = !properties.floatActivations;
+  const ratio = options.memoryRatio || deviceDefaults(gpu).memoryRatio;
+  const budget =
+    ratio > 0
+      ? free * ratio
+      : Math.min(free * 0.9, Math.max(CPU_POOL_BYTES, Math.min(wanted * tokenBytes, free * CPU_CONTEXT_SHARE)));
+  // More pages than all sequences can hold at their longest would never be used, but by the prefix cache of a GPU.
+  const useful = gpu ? Number.POSITIVE_INFINITY : Math.ceil(wanted / pageSize) * maxSequences;
+  const numPages = options.numPages || Math.min(Math.floor(budget / pageBytes) - 1, useful);
+  const bytes = (numPages + 1) * pageBytes;
+  const least = Math.min(wanted, 16);
+  if (numPages * pageSize < least || bytes > free) {
+    const need = options.numPages ? bytes : Math.ceil(least / pageSize + 1) * pageBytes;
+    throw new Error(
+      `the KV pool of ${Math.max(numPages, 0)} pages does not fit: it needs ${gib(need)}, ` +
+        `${gib(free)} of device memory are free. Use a smaller --num-pages, a larger --memory-ratio or a smaller model`,
+    );
+  }
+  return { numPages, maxContext: Math.min(wanted, numPages * pageSize), bytes };
+}
+
+/** Bytes as GiB with two digits. */
+export const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
