@@ -1,0 +1,135 @@
+/**
+ * Puts a tokenizer.json into the form that `@huggingface/tokenizers` encodes as the Rust library does: what the
+ * JavaScript one understands differently is said in terms that both share.
+ */
+import { CheckpointError, type TokenizerSource } from "../checkpoint/types.ts";
+import type { AddedToken } from "./vocabulary.ts";
+
+interface Component {
+  type: string;
+  [key: string]: unknown;
+}
+
+export interface PreparedTokenizer {
+  model: { type?: string; vocab: Record<string, number>; [key: string]: unknown };
+  added_tokens: AddedToken[];
+  normalizer: Component | null;
+  pre_tokenizer: Component | null;
+  post_processor: Component | null;
+  decoder: Component | null;
+}
+
+const NAMED_TOKENS = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+const GPT2_SPLIT = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
+
+/** @throws CheckpointError for a tokenizer that would not encode as the model was trained */
+export function prepareTokenizer(source: TokenizerSource): PreparedTokenizer {
+  const json = source.tokenizerJson as Partial<PreparedTokenizer>;
+  const model = json.model;
+  if (model === undefined || (model.type ?? "BPE") !== "BPE" || typeof model.vocab !== "object" || !model.vocab) {
+    throw new CheckpointError(`tokenizer.json: model ${model?.type ?? "missing"} is not supported; BPE is`);
+  }
+  if (!Array.isArray(model.merges)) throw new CheckpointError("tokenizer.json: model.merges is missing");
+  const added_tokens = mergeAddedTokens(json.added_tokens ?? [], model.vocab, source.tokenizerConfig);
+  return {
+    model: { ...model, type: "BPE" },
+    added_tokens,
+    normalizer: json.normalizer ?? null,
+    pre_tokenizer: preparePreTokenizer(json.pre_tokenizer ?? null),
+    post_processor: preparePostProcessor(json.post_processor ?? null, source.tokenizerConfig),
+    decoder: json.decoder ?? null,
+  };
+}
+
+/** The text of each special token that tokenizer_config.json names: "bos_token", "eos_token", … */
+export function namedTokens(config: Record<string, unknown>): Record<string, string> {
+  const named: Record<string, string> = {};
+  for (const key of NAMED_TOKENS) {
+    const value = config[key];
+    const content = typeof value === "object" && value !== null ? (value as { content?: unknown }).content : value;
+    if (typeof content === "string") named[key] = content;
+  }
+  return named;
+}
+
+/** tokenizer_config.json has the last word on the flags of added tokens, and what it names is special. */
+function mergeAddedTokens(
+  tokens: readonly AddedToken[],
+  vocabulary: Record<string, number>,
+  config: Record<string, unknown>,
+): AddedToken[] {
+  const merged = new Map(tokens.map((token) => [token.content, { ...token }]));
+  for (const [id, token] of Object.entries((config.added_tokens_decoder ?? {}) as Record<string, AddedToken>)) {
+    if (typeof token?.content === "string") {
+      merged.set(token.content, { ...merged.get(token.content), ...token, id: Number(id) });
+    }
+  }
+  const extra = config.additional_special_tokens ?? config.extra_special_tokens;
+  const named = [...Object.values(namedTokens(config)), ...(Array.isArray(extra) ? extra : [])];
+  for (const content of named) {
+    const known = merged.get(content);
+    if (known !== undefined) known.special = true;
+    else if (typeof content === "string" && Object.hasOwn(vocabulary, content)) {
+      merged.set(content, { id: vocabulary[content], content, special: true, normalized: false });
+    }
+  }
+  return [...merged.values()];
+}
+
+function preparePreTokenizer(component: Component | null): Component | null {
+  switch (component?.type) {
+    case "Sequence":
+      return sequence((component.pretokenizers as Component[]).map((part) => preparePreTokenizer(part)!));
+    // Rust's digits are all of Unicode's numbers.
+    case "Digits":
+      return isolate(component.individual_digits ? String.raw`\p{N}` : String.raw`\p{N}+`);
+    // As a Split, the expression's \s means what it means in Rust.
+    case "ByteLevel":
+      if (component.use_regex === false || component.add_prefix_space) return component;
+      return sequence([isolate(GPT2_SPLIT), { ...component, use_regex: false }]);
+    case "Metaspace":
+      return prepareMetaspace(component);
+    case "Split":
+      return prepareSplit(component);
+    default:
+      return component;
+  }
+}
+
+function prepareMetaspace(component: Component): Component {
+  const scheme = component.prepend_scheme ?? (component.add_prefix_space === false ? "never" : "always");
+  const metaspace = { ...component, prepend_scheme: scheme };
+  return component.split === false ? metaspace : sequence([metaspace, isolate("▁[^▁]*|[^▁]+")]);
+}
+
+function prepareSplit(component: Component): Component {
+  const behavior = String(component.behavior).toLowerCase();
+  if (behavior === "isolated") return { ...component, invert: false };
+  if (behavior === "removed") return component;
+  throw new CheckpointError(`tokenizer.json: Split with behavior ${component.behavior} is not supported`);
+}
+
+/** As transformers has it: add_bos_token and add_eos_token, where they are given, replace what tokenizer.json says. */
+function preparePostProcessor(component: Component | null, config: Record<string, unknown>): Component | null {
+  if (config.add_bos_token === undefined && config.add_eos_token === undefined) return component;
+  const { bos_token, eos_token } = namedTokens(config);
+  const special = (token: string | undefined, add: unknown) =>
+    add === true && token !== undefined ? [{ SpecialToken: { id: token, type_id: 0 } }] : [];
+  return {
+    type: "TemplateProcessing",
+    single: [
+      ...special(bos_token, config.add_bos_token),
+      { Sequence: { id: "A", type_id: 0 } },
+      ...special(eos_token, config.add_eos_token),
+    ],
+    pair: [],
+  };
+}
+
+function sequence(pretokenizers: Component[]): Component {
+  return { type: "Sequence", pretokenizers };
+}
+
+function isolate(Regex: string): Component {
+  return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
+}
