@@ -4,7 +4,7 @@ import type { EngineInfo } from "../message/types.ts";
 import type { Device } from "../native/device.ts";
 import { type DeviceKind, openDevice } from "../native/open-device.ts";
 import { linear } from "../native/ops.ts";
-import { bytesOf, DType, type DTypeName } from "../native/tensor.ts";
+import { bytesOf, DType } from "../native/tensor.ts";
 import { Weight } from "../native/weight.ts";
 import type { WorkItem } from "./workload.ts";
 
@@ -91,11 +91,11 @@ const SIZES = {
 };
 const RUNS = 6;
 
-/** Measures a device with nothing else on it. The bandwidth is the best of a copy and of a product with one row. */
-export function measureLimits(kind: DeviceKind | "auto", threads: number, dtype: DTypeName): Limits {
+/** Measures a device with nothing else on it, in bfloat16. The bandwidth is the best of a copy and of a product with one row. */
+export function measureLimits(kind: DeviceKind | "auto", threads: number): Limits {
   const { device } = openDevice(kind, threads);
   try {
-    const type = DType[dtype];
+    const type = DType.BF16;
     const { floatActivations } = device.properties();
     const sizes = floatActivations ? SIZES.cpu : SIZES.gpu;
     const activation = floatActivations ? DType.F32 : type;

@@ -4,8 +4,9 @@
  */
 import { Command, CommanderError, type Option } from "commander";
 import packageJson from "../../package.json" with { type: "json" };
-import { Runtime } from "../runtime/runtime.ts";
+import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
+import { addBench } from "./bench.ts";
 import { fail, UserError } from "./errors.ts";
 import { type GenerateFlags, generate } from "./generate.ts";
 import {
@@ -19,7 +20,7 @@ import {
   toParameters,
   toRuntimeOptions,
 } from "./options.ts";
-import { Progress } from "./progress.ts";
+import { startRuntime } from "./runtime.ts";
 import { serve } from "./serve.ts";
 import { type ShellFlags, shell } from "./shell.ts";
 
@@ -79,6 +80,7 @@ export function createProgram(spawn: SpawnWorker): Command {
   addServe(program, spawn);
   addShell(program, spawn);
   addGenerate(program, spawn);
+  addBench(program, spawn);
   program
     .command("version")
     .description("print the version")
@@ -139,12 +141,9 @@ function addGenerate(program: Program, spawn: SpawnWorker): void {
     });
 }
 
-/** Starts a runtime for `work` and ends it afterwards. A thread that dies takes the process with it. */
+/** Starts a runtime for `work` and ends it afterwards. */
 async function withRuntime(flags: EngineFlags, spawn: SpawnWorker, work: (runtime: Runtime) => Promise<void>) {
-  const progress = new Progress();
-  const runtime = await Runtime.start(toRuntimeOptions(flags), spawn, progress.update);
-  progress.clear();
-  runtime.onFatal(fail);
+  const runtime = await startRuntime(toRuntimeOptions(flags), spawn);
   try {
     await work(runtime);
   } finally {

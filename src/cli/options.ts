@@ -1,5 +1,5 @@
 /** The options that commands share, under the names that Mini-SGLang's users know, and what they become. */
-import { Help, Option } from "commander";
+import { type Command, Help, Option } from "commander";
 import type { EngineOptions } from "../message/types.ts";
 import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { GenerationParameters, RuntimeOptions } from "../runtime/types.ts";
@@ -37,8 +37,10 @@ export class GroupedHelp extends Help {
     this.displaying = true;
   }
 
-  override visibleOptions(command: Parameters<Help["visibleOptions"]>[0]): Option[] {
-    const options = super.visibleOptions(command);
+  /** The program's own options, and before them those of the command that it runs where none is named. */
+  override visibleOptions(command: Command): Option[] {
+    const byDefault = command.parent === null ? command.commands.find((other) => other.name() === "serve") : undefined;
+    const options = [...(byDefault?.options ?? []), ...super.visibleOptions(command)];
     return this.displaying ? options.filter((option) => !(option instanceof NamedOption && option.isAlias)) : options;
   }
 

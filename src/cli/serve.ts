@@ -1,12 +1,13 @@
 /** `minisgl serve`: the port first, so that a taken one is known before the model is loaded; then the model. */
 import { basename } from "node:path";
 import type { EngineInfo } from "../message/types.ts";
-import { Runtime } from "../runtime/runtime.ts";
+import type { Runtime } from "../runtime/runtime.ts";
 import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
 import { serve as listen, type RunningServer } from "../server/server.ts";
 import { fail, UserError } from "./errors.ts";
 import type { ServerFlags } from "./options.ts";
-import { formatBytes, Progress } from "./progress.ts";
+import { formatBytes } from "./progress.ts";
+import { startRuntime } from "./runtime.ts";
 
 /** Seconds that requests get to end after SIGTERM. */
 const DRAIN_SECONDS = 30;
@@ -16,10 +17,7 @@ export async function serve(options: RuntimeOptions, flags: ServerFlags, spawn: 
   let runtime: Runtime | null = null;
   const server = openPort(() => runtime, options, flags);
   endOnSignals(server, () => runtime);
-  const progress = new Progress();
-  runtime = await Runtime.start(options, spawn, progress.update);
-  progress.clear();
-  runtime.onFatal(fail);
+  runtime = await startRuntime(options, spawn);
   console.log(`minisgl: serving ${describeModel(runtime.info)} at ${server.url.replace(/\/$/, "")}`);
 }
 

@@ -57,3 +57,9 @@ export function attention(text: string): { prefill: AttentionBackend; decode: At
 export function collect(text: string, previous: string[] | undefined): string[] {
   return [...(previous ?? []), text];
 }
+
+/** A reader of integers with commas between them. */
+export function integers(minimum: number, maximum?: number): (text: string) => number[] {
+  const read = integer(minimum, maximum);
+  return (text) => text.split(",").map((part) => read(part.trim()));
+}

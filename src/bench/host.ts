@@ -1,0 +1,142 @@
+/**
+ * What the host costs: the scheduler's thread between two steps, and the whole way to 256 HTTP streams, over a device
+ * that answers at once and computes nothing.
+ */
+import type { Batch } from "../engine/batch.ts";
+import { loadEngine } from "../engine/load.ts";
+import type { StepEngine } from "../engine/types.ts";
+import { createRing, RingConsumer, RingProducer } from "../message/ring.ts";
+import type { EngineOptions } from "../message/types.ts";
+import type { RuntimeInterface } from "../runtime/types.ts";
+import { Scheduler } from "../scheduler/scheduler.ts";
+import { spawnClient } from "./client.ts";
+import { percentile } from "./drive.ts";
+import type { Figure } from "./report.ts";
+import { streamFigures } from "./serve.ts";
+import { randomItems } from "./workload.ts";
+
+const STREAMS = 256;
+const TARGET_STEP_MICROSECONDS = 150;
+const TARGET_TOKENS_PER_SECOND = 40000;
+/** Steps that are not counted, while the code becomes fast. */
+const WARM_STEPS = 500;
+const STEPS = 3000;
+
+/** An engine that notes how long the scheduler takes from a step's result to the launch of the next step. */
+class TimedEngine implements StepEngine {
+  /** Microseconds, one for each full step. */
+  readonly gaps: number[] = [];
+  private resultAt = 0;
+
+  constructor(
+    private readonly engine: StepEngine,
+    private readonly beforeResult: () => void,
+  ) {}
+
+  get limits() {
+    return this.engine.limits;
+  }
+  get maxSequences() {
+    return this.engine.maxSequences;
+  }
+  get numPages() {
+    return this.engine.numPages;
+  }
+  get pageSize() {
+    return this.engine.pageSize;
+  }
+  get maxContext() {
+    return this.engine.maxContext;
+  }
+  get eosTokenIds() {
+    return this.engine.eosTokenIds;
+  }
+
+  nextBatch(): Batch {
+    return this.engine.nextBatch();
+  }
+
+  launch(batch: Batch): void {
+    this.engine.launch(batch);
+    const full = batch.decodeSequences === STREAMS && batch.sequences === STREAMS;
+    if (full) this.gaps.push(1000 * (performance.now() - this.resultAt));
+  }
+
+  ready(batch: Batch): boolean {
+    return this.engine.ready(batch);
+  }
+
+  collect(batch: Batch): Int32Array {
+    this.beforeResult();
+    const tokens = this.engine.collect(batch);
+    this.resultAt = performance.now();
+    return tokens;
+  }
+}
+
+/** Scheduler and engine alone, 256 sequences decoding: from a result to the return of the next launch. */
+export async function benchStep(options: EngineOptions): Promise<Figure[]> {
+  const { engine, info } = await loadEngine({ ...options, maxRunningRequests: STREAMS });
+  try {
+    const ring = createRing();
+    const consumer = new RingConsumer(ring);
+    const output = new RingProducer(ring);
+    let seen = 0;
+    // What main does meanwhile on its own thread is done before the clock starts.
+    const timed = new TimedEngine(engine, () => {
+      consumer.drain(() => seen++);
+    });
+    const scheduler = new Scheduler(timed, options, output);
+    const shapes = Array.from({ length: STREAMS }, () => ({ input: 128, output: WARM_STEPS + STEPS + 200 }));
+    randomItems(shapes, info.vocabularySize).forEach(({ tokens, maxTokens }, index) => {
+      const sampling = { temperature: 0.6, topK: 0, topP: 1, minP: 0, seed: index };
+      const request = { uid: index + 1, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds: [] };
+      scheduler.add({ ...request, ignoreEos: true });
+    });
+    while (timed.gaps.length < WARM_STEPS + STEPS && scheduler.step()) output.publish();
+    const gaps = timed.gaps.slice(WARM_STEPS);
+    if (gaps.length < STEPS || seen === 0) throw new Error(`only ${gaps.length} full steps: the KV pool is too small`);
+    return [
+      {
+        key: "step_median_us",
+        label: `result to next launch at ${STREAMS} sequences, median`,
+        value: percentile(gaps, 0.5),
+        unit: "us",
+        target: { comparison: "<=", value: TARGET_STEP_MICROSECONDS },
+      },
+      { key: "step_p99_us", label: "p99", value: percentile(gaps, 0.99), unit: "us" },
+    ];
+  } finally {
+    engine.close();
+  }
+}
+
+/** 256 streams over HTTP from another process: `url` serves `runtime`, `client` starts the process. */
+export async function benchStreams(
+  runtime: RuntimeInterface,
+  url: string,
+  client: readonly string[],
+  tokens: number,
+): Promise<Figure[]> {
+  const { vocabularySize, model } = runtime.info;
+  const job = { url, model, temperature: 0.6 };
+  const items = (output: number, seed: number) =>
+    randomItems(
+      Array.from({ length: STREAMS }, () => ({ input: 128, output })),
+      vocabularySize,
+      seed,
+    );
+  await spawnClient(client, { ...job, items: items(Math.ceil(tokens / 10), 1) });
+  const result = await spawnClient(client, { ...job, items: items(tokens, 2) });
+  return [
+    {
+      key: "tokens_per_second",
+      label: `${STREAMS} HTTP streams`,
+      value: (1000 * result.tokens) / result.milliseconds,
+      unit: "tokens/s",
+      digits: 0,
+      target: { comparison: ">=", value: TARGET_TOKENS_PER_SECOND },
+    },
+    ...streamFigures(result),
+  ];
+}

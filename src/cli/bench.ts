@@ -1,0 +1,178 @@
+/** `minisgl bench ...`: options of the benchmarks, and what they print. */
+import { writeFileSync } from "node:fs";
+import type { Command, Option } from "commander";
+import { answerJob } from "../bench/client.ts";
+import { writeDummyModel } from "../bench/dummy-model.ts";
+import { benchStep, benchStreams } from "../bench/host.ts";
+import { benchLatency } from "../bench/latency.ts";
+import { benchOffline } from "../bench/offline.ts";
+import { benchPrefill } from "../bench/prefill.ts";
+import { formatReport, passes, type Report, reportJson } from "../bench/report.ts";
+import { measureLimits, modelCost, type Roofline } from "../bench/roofline.ts";
+import { benchServe } from "../bench/serve.ts";
+import { openCheckpoint } from "../checkpoint/open.ts";
+import type { Runtime } from "../runtime/runtime.ts";
+import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
+import { serve as listen } from "../server/server.ts";
+import { type EngineFlags, engineFlags, toRuntimeOptions } from "./options.ts";
+import { startRuntime } from "./runtime.ts";
+import { integer, integers, number } from "./values.ts";
+
+interface OutputFlags {
+  json?: string;
+}
+
+interface WorkloadFlags {
+  sequences: number;
+  scale: number;
+  temperature: number;
+}
+
+type Flags<T> = EngineFlags & OutputFlags & T;
+
+/** Adds `bench` and its benchmarks. */
+export function addBench(program: Command, spawn: SpawnWorker): void {
+  const bench = program.command("bench").description("measure speed, and its share of what the hardware would allow");
+  addOffline(bench, spawn);
+  addLatency(bench, spawn);
+  addPrefill(bench, spawn);
+  addServe(bench, spawn);
+  addHost(bench, spawn);
+  bench.command("client", { hidden: true }).action(answerJob);
+}
+
+function benchmark(bench: Command, name: string, description: string, options: readonly Option[] = engineFlags()) {
+  const command = bench.command(name).description(description);
+  for (const option of options) command.addOption(option);
+  return command.option("--json <file>", "also write the figures to a file");
+}
+
+function workloadOptions(command: Command): Command {
+  return command
+    .option("--sequences <n>", "take the first n of the workload's 256 sequences", integer(1, 256), 256)
+    .option("--scale <factor>", "factor on all lengths", number("a number above 0, at most 1", isShare), 1)
+    .option(
+      "--temperature <t>",
+      "of the sampling",
+      number("a number of at least 0", (value) => value >= 0),
+      0.6,
+    );
+}
+
+const isShare = (value: number) => value > 0 && value <= 1;
+
+function addOffline(bench: Command, spawn: SpawnWorker): void {
+  const description = "256 sequences of 100 to 1024 tokens, answers of 100 to 1024 (Nano-vLLM's and Mini-SGLang's)";
+  workloadOptions(benchmark(bench, "offline", description)).action(async (flags: Flags<WorkloadFlags>) => {
+    await measure(flags, spawn, (runtime, roofline) => benchOffline(runtime, flags, roofline));
+  });
+}
+
+function addLatency(bench: Command, spawn: SpawnWorker): void {
+  benchmark(bench, "latency", "time per decode step at a fixed context")
+    .option("--batch <n,...>", "sequences that decode together", integers(1, 65536), [1, 8])
+    .option("--context <tokens>", "context in the middle of the measurement", integer(1), 1024)
+    .option("--tokens <n>", "tokens that each sequence generates", integer(2), 128)
+    .option("--repeats <n>", "runs of which the median is taken", integer(1, 1000), 3)
+    .action(
+      async ({ batch, ...flags }: Flags<{ batch: number[]; context: number; tokens: number; repeats: number }>) => {
+        const options = { ...flags, batches: batch };
+        await measure(flags, spawn, (runtime, roofline) => benchLatency(runtime, options, roofline));
+      },
+    );
+}
+
+function addPrefill(bench: Command, spawn: SpawnWorker): void {
+  benchmark(bench, "prefill", "time to compute prompts")
+    .option("--sequences <n>", "number of prompts", integer(1, 65536), 256)
+    .option("--length <tokens>", "tokens of a prompt", integer(1), 1024)
+    .action(async (flags: Flags<{ sequences: number; length: number }>) => {
+      await measure(flags, spawn, (runtime, roofline) => benchPrefill(runtime, flags, roofline));
+    });
+}
+
+function addServe(bench: Command, spawn: SpawnWorker): void {
+  const description = "the offline workload over HTTP streams, from another process";
+  workloadOptions(benchmark(bench, "serve", description))
+    .option("--no-compare", "leave out the run without HTTP")
+    .action(async (flags: Flags<WorkloadFlags & { compare: boolean }>) => {
+      await measure(flags, spawn, (runtime, roofline) =>
+        withServer(runtime, (url) => {
+          const options = { ...flags, url, model: runtime.info.model, client: clientCommand() };
+          return benchServe(runtime, options, roofline);
+        }),
+      );
+    });
+}
+
+function addHost(bench: Command, spawn: SpawnWorker): void {
+  const description = "what the host costs: the whole program over a device that computes nothing";
+  benchmark(bench, "host", description)
+    .option("--tokens <n>", "tokens of each HTTP stream", integer(2), 1000)
+    .action(async (flags: Flags<{ tokens: number }>) => {
+      const dummy = flags.model === undefined ? writeDummyModel() : null;
+      try {
+        const model = dummy?.path ?? flags.model;
+        const options = { ...toRuntimeOptions({ ...flags, model, device: "null" }), dummyWeight: true };
+        await runHost(options, flags, spawn);
+      } finally {
+        dummy?.remove();
+      }
+    });
+}
+
+async function runHost(options: RuntimeOptions, flags: Flags<{ tokens: number }>, spawn: SpawnWorker): Promise<void> {
+  const step = await benchStep(options);
+  const runtime = await startRuntime(options, spawn);
+  try {
+    const streams = await withServer(runtime, (url) => benchStreams(runtime, url, clientCommand(), flags.tokens));
+    const groups = [
+      { name: "scheduler", figures: step },
+      { name: "server", figures: streams },
+    ];
+    const description = "the whole program over a device that computes nothing";
+    print({ benchmark: "host", description, model: runtime.info, groups }, flags);
+  } finally {
+    await runtime.stop();
+  }
+}
+
+/** Runs a benchmark on a model and prints its report. The hardware is measured first, while nothing else is on it. */
+async function measure(
+  flags: EngineFlags & OutputFlags,
+  spawn: SpawnWorker,
+  run: (runtime: Runtime, roofline: Roofline | null) => Promise<Report>,
+): Promise<void> {
+  const options = toRuntimeOptions(flags);
+  const { config } = await openCheckpoint(options.model, { requireWeights: !options.dummyWeight });
+  const limits = options.device === "null" ? null : measureLimits(options.device, options.threads);
+  const runtime = await startRuntime(options, spawn);
+  try {
+    const roofline = limits === null ? null : { limits, cost: modelCost(config, runtime.info) };
+    print(await run(runtime, roofline), flags);
+  } finally {
+    await runtime.stop();
+  }
+}
+
+/** Prints the report; a target that is missed makes the exit code 1. */
+function print(report: Report, { json }: OutputFlags): void {
+  process.stdout.write(formatReport(report));
+  if (json !== undefined) writeFileSync(json, `${JSON.stringify(reportJson(report), null, 2)}\n`);
+  if (!passes(report)) process.exitCode = 1;
+}
+
+async function withServer<T>(runtime: Runtime, work: (url: string) => Promise<T>): Promise<T> {
+  const server = listen(() => runtime, { hostname: "127.0.0.1", port: 0 });
+  try {
+    return await work(server.url.replace(/\/$/, ""));
+  } finally {
+    await server.stop();
+  }
+}
+
+/** This program again, as the benchmarks' client: the executable, or Bun with the script it runs. */
+function clientCommand(): string[] {
+  const script = Bun.main.startsWith("/$bunfs/") ? [] : [Bun.main];
+  return [process.execPath, ...script, "bench", "client"];
+}
