@@ -14,7 +14,7 @@ export class LeafHeap<T extends HeapEntry> {
 
   /** The least recently used entry; the heap must not be empty. */
   get first(): T {
-    return this.entries[0]!;
+    return this.entries[0];
   }
 
   add(entry: T): void {
@@ -39,8 +39,8 @@ export class LeafHeap<T extends HeapEntry> {
   private rise(entry: T, index: number): void {
     while (index > 0) {
       const parent = (index - 1) >> 1;
-      if (this.entries[parent]!.lastUsed <= entry.lastUsed) break;
-      this.place(this.entries[parent]!, index);
+      if (this.entries[parent].lastUsed <= entry.lastUsed) break;
+      this.place(this.entries[parent], index);
       index = parent;
     }
     this.place(entry, index);
@@ -51,9 +51,9 @@ export class LeafHeap<T extends HeapEntry> {
     for (;;) {
       let child = 2 * index + 1;
       if (child >= entries.length) break;
-      if (child + 1 < entries.length && entries[child + 1]!.lastUsed < entries[child]!.lastUsed) child++;
-      if (entries[child]!.lastUsed >= entry.lastUsed) break;
-      this.place(entries[child]!, index);
+      if (child + 1 < entries.length && entries[child + 1].lastUsed < entries[child].lastUsed) child++;
+      if (entries[child].lastUsed >= entry.lastUsed) break;
+      this.place(entries[child], index);
       index = child;
     }
     this.place(entry, index);

@@ -63,8 +63,8 @@ export class RadixCache implements PrefixCache {
       const next = this.descend(node, tokens, count);
       if (next === null) return this.append(node, tokens, pages, count);
       for (let i = 0; i < next.pages.length; i++) {
-        duplicates.push(pages[begin + i]!);
-        pages[begin + i] = next.pages[i]!;
+        duplicates.push(pages[begin + i]);
+        pages[begin + i] = next.pages[i];
       }
       node = next;
     }
@@ -114,7 +114,7 @@ export class RadixCache implements PrefixCache {
   /** What tells siblings apart: the tokens of page `page`. */
   private key(tokens: Int32Array, page: number): number | string {
     const { pageSize } = this;
-    return pageSize === 1 ? tokens[page]! : tokens.subarray(page * pageSize, (page + 1) * pageSize).join();
+    return pageSize === 1 ? tokens[page] : tokens.subarray(page * pageSize, (page + 1) * pageSize).join();
   }
 
   /** The child of `node` that goes on like `tokens`, cut to where it still does and to `limit` pages, and locked. */

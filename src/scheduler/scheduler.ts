@@ -164,7 +164,7 @@ export class Scheduler {
     this.spareFlight = flight;
     this.count(Statistic.steps, 1);
     for (let i = 0; i < flight.count; i++) {
-      const sequence = flight.sequences[i]!;
+      const sequence = flight.sequences[i];
       if (sequence.state !== "prefill" || flight.samples[i] === -1) continue;
       sequence.state = "decode";
       this.memory.keep(sequence);
@@ -179,7 +179,7 @@ export class Scheduler {
       let needed = 0;
       let duplicates = 0;
       for (let i = 0; i < running.length; i++) {
-        const sequence = running[i]!;
+        const sequence = running[i];
         if (!sequence.decodes) continue;
         if (memory.needsPage(sequence)) needed++;
         duplicates += sequence.duplicates.length;
@@ -196,14 +196,14 @@ export class Scheduler {
     const { running, memory } = this;
     const { pagePatches } = batch;
     for (let i = 0; i < running.length; i++) {
-      const sequence = running[i]!;
+      const sequence = running[i];
       if (sequence.duplicates.length === 0 || !sequence.decodes) continue;
       // Each row may still need a patch for a new page.
       if (memory.rewrite(sequence, pagePatches, room(pagePatches, running.length))) this.blocked = false;
     }
     memory.makeFree(newPages);
     for (let i = 0; i < running.length; i++) {
-      const sequence = running[i]!;
+      const sequence = running[i];
       if (!sequence.decodes) continue;
       if (memory.needsPage(sequence)) {
         memory.take(sequence, 1);
@@ -262,14 +262,14 @@ export class Scheduler {
     this.inFlight = null;
     const tokens = this.engine.collect(flight.batch!);
     for (let i = 0; i < flight.count; i++) {
-      const sequence = flight.sequences[i]!;
-      const sample = flight.samples[i]!;
+      const sequence = flight.sequences[i];
+      const sample = flight.samples[i];
       sequence.inFlight--;
       if (sequence.state === "ended") continue;
       if (sequence.aborted) {
         if (sequence.inFlight === 0) this.end(sequence, NO_TOKEN, Finish.abort);
       } else if (sample >= 0) {
-        this.accept(sequence, tokens[sample]!);
+        this.accept(sequence, tokens[sample]);
       }
     }
     this.forgetEnded();
@@ -318,7 +318,7 @@ export class Scheduler {
   }
 
   private count(statistic: number, by: number): void {
-    this.statistics[statistic] = (this.statistics[statistic]! + by) & 0x7fffffff;
+    this.statistics[statistic] = (this.statistics[statistic] + by) & 0x7fffffff;
   }
 
   private writeStatistics(): void {
