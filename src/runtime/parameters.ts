@@ -56,12 +56,17 @@ export function checkParameters(parameters: GenerationParameters, context: Param
  * The number of tokens to generate at most: `maxTokens`, or what fits.
  * @throws InvalidRequest if prompt and answer are longer than the context.
  */
-export function fitContext(promptTokens: number, maxTokens: number | undefined, maxContext: number): number {
+export function fitContext(
+  promptTokens: number,
+  maxTokens: number | undefined,
+  maxContext: number,
+  promptParameter = "prompt",
+): number {
   const room = maxContext - promptTokens;
   if (room < 1) {
     throw new InvalidRequest(
       `the prompt has ${promptTokens} tokens, and the context of ${maxContext} leaves no room for an answer`,
-      "prompt",
+      promptParameter,
       "context_length_exceeded",
     );
   }

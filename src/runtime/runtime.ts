@@ -2,9 +2,8 @@ import { openCheckpoint } from "../checkpoint/open.ts";
 import type { Checkpoint } from "../checkpoint/types.ts";
 import type { TokenInput } from "../message/ring.ts";
 import type { EngineInfo, FinishCode } from "../message/types.ts";
-import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
+import { IncrementalDetokenizer, TokenTable } from "../tokenizer/detokenizer.ts";
 import { StopMatcher } from "../tokenizer/stop.ts";
-import type { TokenTable } from "../tokenizer/table.ts";
 import { Answer } from "./answer.ts";
 import { type CheckedParameters, checkParameters, checkTokens, fitContext, promptBytes } from "./parameters.ts";
 import { type OnProgress, SchedulerClient } from "./scheduler-client.ts";
@@ -58,9 +57,12 @@ export class Runtime implements RuntimeInterface {
    * @throws CheckpointError, or an Error with the engine's reason, if the model cannot be served.
    */
   static async start(options: RuntimeOptions, spawn: SpawnWorker, onProgress: OnProgress = () => {}): Promise<Runtime> {
-    const runtime = new Runtime(await openCheckpoint(options.model), options, spawn, onProgress);
+    const checkpoint = await openCheckpoint(options.model, { requireWeights: !options.dummyWeight });
+    const runtime = new Runtime(checkpoint, options, spawn, onProgress);
     try {
-      [runtime.engine, runtime.table] = await Promise.all([runtime.scheduler.ready, runtime.tokenizers?.ready ?? null]);
+      const vocabulary = await runtime.tokenizers?.ready;
+      if (vocabulary !== undefined) runtime.table = new TokenTable(vocabulary);
+      runtime.engine = await runtime.scheduler.ready;
     } catch (error) {
       await runtime.stop();
       throw error;
@@ -87,11 +89,11 @@ export class Runtime implements RuntimeInterface {
     const size = promptBytes(prompt);
     this.admit(size);
     try {
-      const tokens = await this.encode(prompt);
+      const tokens = await this.tokensOf(prompt, this.info.maxContext);
       signal?.throwIfAborted();
       this.checkAlive();
-      const maxTokens = fitContext(tokens.length, checked.maxTokens, this.info.maxContext);
-      return this.queue(tokens, checked, maxTokens, size, signal);
+      const maxTokens = fitContext(tokens.length, checked.maxTokens, this.info.maxContext, parameterOf(prompt));
+      return this.queue(prompt, tokens, { ...checked, maxTokens }, signal);
     } catch (error) {
       this.live--;
       this.waitingBytes -= size;
@@ -99,21 +101,14 @@ export class Runtime implements RuntimeInterface {
     }
   }
 
-  async encode(prompt: Prompt): Promise<number[]> {
-    const tokens = "tokens" in prompt ? [...prompt.tokens] : await this.encodeText(prompt);
-    const parameter = "messages" in prompt ? "messages" : "prompt";
-    if (tokens.length === 0) throw new InvalidRequest("the prompt is empty", parameter);
-    if ("tokens" in prompt) checkTokens(tokens, this.info.vocabularySize, parameter);
-    return tokens;
+  encode(prompt: Prompt): Promise<number[]> {
+    return this.tokensOf(prompt, Infinity);
   }
 
   decode(tokens: readonly number[]): string {
     if (this.table === null) throw new InvalidRequest("this model has no tokenizer", "tokens");
     checkTokens(tokens, this.info.vocabularySize, "tokens");
-    const detokenizer = new IncrementalDetokenizer(this.table, { skipSpecialTokens: false });
-    let text = "";
-    for (const token of tokens) text += detokenizer.push(token);
-    return text + detokenizer.flush();
+    return this.table.decode(tokens, { skipSpecialTokens: false });
   }
 
   statistics(): RuntimeStatistics {
@@ -157,22 +152,30 @@ export class Runtime implements RuntimeInterface {
     this.waitingBytes += size;
   }
 
-  private async encodeText(prompt: Exclude<Prompt, { tokens: unknown }>): Promise<number[]> {
+  private async tokensOf(prompt: Prompt, maxTokens: number): Promise<number[]> {
+    const tokens = "tokens" in prompt ? [...prompt.tokens] : await this.encodeText(prompt, maxTokens);
+    const parameter = parameterOf(prompt);
+    if (tokens.length === 0) throw new InvalidRequest("the prompt is empty", parameter);
+    if ("tokens" in prompt) checkTokens(tokens, this.info.vocabularySize, parameter);
+    return tokens;
+  }
+
+  private async encodeText(prompt: Exclude<Prompt, { tokens: unknown }>, maxTokens: number): Promise<number[]> {
     if (this.tokenizers === null) throw new InvalidRequest("this model has no tokenizer: give token ids", "prompt");
     if ("messages" in prompt && !this.hasChatTemplate) {
       throw new InvalidRequest("this model has no chat template", "messages");
     }
-    return Array.from(await this.tokenizers.encode(prompt, promptBytes(prompt)));
+    return Array.from(await this.tokenizers.encode(prompt, promptBytes(prompt), maxTokens));
   }
 
   private queue(
+    prompt: Prompt,
     tokens: number[],
-    checked: CheckedParameters,
-    maxTokens: number,
-    size: number,
+    parameters: CheckedParameters & { maxTokens: number },
     signal: AbortSignal | undefined,
   ): Answer {
-    const { sampling, stop, stopTokenIds, ignoreEos } = checked;
+    const { stop, ...limits } = parameters;
+    const size = promptBytes(prompt);
     const uid = this.nextUid();
     let waits = true;
     const start = (): void => {
@@ -181,9 +184,10 @@ export class Runtime implements RuntimeInterface {
     };
     const abort = (): void => answer.abort();
     const answer = new Answer(uid, tokens, {
-      detokenizer: this.table === null ? null : new IncrementalDetokenizer(this.table, { skipSpecialTokens: true }),
+      detokenizer:
+        this.table === null ? null : new IncrementalDetokenizer(this.table, { continues: !("messages" in prompt) }),
       matcher: stop.length === 0 ? null : new StopMatcher(stop),
-      stopTokenIds,
+      stopTokenIds: limits.stopTokenIds,
       onStart: start,
       onEnd: (_, early) => {
         start();
@@ -195,7 +199,7 @@ export class Runtime implements RuntimeInterface {
     });
     signal?.addEventListener("abort", abort);
     this.answers.set(uid, answer);
-    this.scheduler.add({ uid, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds, ignoreEos });
+    this.scheduler.add({ uid, tokens: Int32Array.from(tokens), ...limits });
     return answer;
   }
 
@@ -229,4 +233,8 @@ export class Runtime implements RuntimeInterface {
     for (const answer of this.answers.values()) answer.fail(error);
     this.fatalCallback(error);
   }
+}
+
+function parameterOf(prompt: Prompt): string {
+  return "messages" in prompt ? "messages" : "prompt";
 }

@@ -26,7 +26,7 @@ export class SchedulerClient {
   private readonly statisticsWords = new Int32Array(this.statisticsBlock);
   private readonly consumer: RingConsumer;
   private readonly start = Promise.withResolvers<EngineInfo>();
-  private readonly flushes = new Map<number, (done: boolean) => void>();
+  private readonly flushes = new Map<number, PromiseWithResolvers<boolean>>();
   private lastFlush = 0;
 
   /**
@@ -64,10 +64,10 @@ export class SchedulerClient {
 
   flushCache(): Promise<boolean> {
     const id = ++this.lastFlush;
-    return new Promise((resolve) => {
-      this.flushes.set(id, resolve);
-      this.send({ type: "flush", id });
-    });
+    const flush = Promise.withResolvers<boolean>();
+    this.flushes.set(id, flush);
+    this.send({ type: "flush", id });
+    return flush.promise;
   }
 
   statistics(): RuntimeStatistics {
@@ -96,7 +96,7 @@ export class SchedulerClient {
         this.start.resolve(message.info);
         return;
       case "flushed":
-        this.flushes.get(message.id)?.(message.done);
+        this.flushes.get(message.id)?.resolve(message.done);
         this.flushes.delete(message.id);
         return;
       case "fatal": {
@@ -113,6 +113,8 @@ export class SchedulerClient {
   private die(error: Error): void {
     this.thread.forgive();
     this.start.reject(error);
+    for (const { reject } of this.flushes.values()) reject(error);
+    this.flushes.clear();
     this.onDeath(error);
   }
 }

@@ -1,4 +1,5 @@
 import { MessageChannel } from "node:worker_threads";
+import type { VocabularyBytes } from "../tokenizer/vocabulary.ts";
 import type { FromTokenizer, TextPrompt, TokenizerThreadData, ToTokenizer } from "../tokenizer/worker.ts";
 import { Thread } from "./thread.ts";
 import { InvalidRequest, type SpawnWorker } from "./types.ts";
@@ -19,7 +20,7 @@ interface Member {
 /** The tokenizer threads: a prompt goes to the one that has the least to do. */
 export class TokenizerPool {
   /** Resolves when every thread can encode. */
-  readonly ready: Promise<unknown>;
+  readonly ready: Promise<VocabularyBytes>;
   private readonly members: Member[] = [];
   private readonly jobs = new Map<number, Job>();
   private lastId = 0;
@@ -31,41 +32,48 @@ export class TokenizerPool {
     source: TokenizerThreadData["source"],
     private readonly onDeath: (error: Error) => void,
   ) {
-    const ready: Promise<void>[] = [];
+    const ready: Promise<VocabularyBytes>[] = [];
     for (let index = 0; index < count; index++) {
-      const { promise, resolve, reject } = Promise.withResolvers<void>();
+      const { promise, resolve, reject } = Promise.withResolvers<VocabularyBytes>();
       const { port1, port2 } = new MessageChannel();
       const data: TokenizerThreadData = { source, port: port2 };
-      const thread = new Thread<ToTokenizer, FromTokenizer>(
-        "tokenizer",
-        spawn("tokenizer", data, [port2]),
-        port1,
-        (message) => (message.type === "ready" ? resolve() : this.settle(message)),
-        (error) => {
-          reject(error);
-          this.fail(error);
-        },
-      );
+      const die = (error: Error): void => {
+        reject(error);
+        this.fail(error);
+      };
+      const receive = (message: FromTokenizer): void => {
+        if (message.type === "ready") {
+          resolve(message.vocabulary);
+        } else if (message.type === "failed") {
+          thread.forgive();
+          die(new Error(message.message));
+        } else {
+          this.settle(message);
+        }
+      };
+      const worker = spawn("tokenizer", data, [port2]);
+      const thread = new Thread<ToTokenizer, FromTokenizer>("tokenizer", worker, port1, receive, die);
       this.members.push({ thread, load: 0 });
       ready.push(promise);
     }
-    this.ready = Promise.all(ready);
+    this.ready = Promise.all(ready).then(([vocabulary]) => vocabulary);
     this.ready.catch(() => {});
   }
 
   /**
    * Token ids of a prompt.
    * @param size Its length in characters, about.
+   * @param maxTokens A prompt that certainly has more may be refused.
    * @throws InvalidRequest if the chat template refuses the messages.
    */
-  encode(prompt: TextPrompt, size: number): Promise<Int32Array> {
+  encode(prompt: TextPrompt, size: number, maxTokens: number): Promise<Int32Array> {
     if (this.failure !== null) return Promise.reject(this.failure);
     const member = this.members.reduce((best, other) => (other.load < best.load ? other : best));
     const id = ++this.lastId;
     member.load += size + 1;
     return new Promise((resolve, reject) => {
       this.jobs.set(id, { member, size: size + 1, resolve, reject });
-      member.thread.send({ type: "encode", id, prompt });
+      member.thread.send({ type: "encode", id, prompt, maxTokens });
     });
   }
 
@@ -75,13 +83,13 @@ export class TokenizerPool {
     await Promise.all(this.members.map(({ thread }) => thread.ended));
   }
 
-  private settle(answer: Exclude<FromTokenizer, { type: "ready" }>): void {
+  private settle(answer: Extract<FromTokenizer, { id: number }>): void {
     const job = this.jobs.get(answer.id);
     if (job === undefined) return;
     this.jobs.delete(answer.id);
     job.member.load -= job.size;
     if (answer.type === "encoded") job.resolve(answer.tokens);
-    else job.reject(new InvalidRequest(answer.message, answer.parameter));
+    else job.reject(new InvalidRequest(answer.message, answer.parameter, answer.code));
   }
 
   private fail(error: Error): void {
