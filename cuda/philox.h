@@ -38,6 +38,40 @@ MSGL_HOST_DEVICE float sampling_uniform(uint32_t seed_low, uint32_t seed_high, u
   return (static_cast<float>(w >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
+#ifdef __CUDA_ARCH__
+#define MSGL_MULTIPLY __fmul_rn
+#define MSGL_ADD __fadd_rn
+#else
+#define MSGL_MULTIPLY(a, b) ((a) * (b)) /* compiled with -ffp-contract=off */
+#define MSGL_ADD(a, b) ((a) + (b))
+#endif
+#define MSGL_BITS(type, value) __builtin_bit_cast(type, value)
+
+/* The natural logarithm of a normal positive number (Cephes, logf), each step rounded so that CPU and GPU agree. */
+MSGL_HOST_DEVICE float sampling_log(float x) {
+  const int32_t shifted = MSGL_BITS(int32_t, x) - 0x3f3504f3; /* of sqrt(1/2): the mantissa lies around 1 */
+  const float e = static_cast<float>(shifted >> 23);
+  const float f = MSGL_BITS(float, (shifted & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  const float z = MSGL_MULTIPLY(f, f);
+  float y = MSGL_ADD(MSGL_MULTIPLY(7.0376836292e-2f, f), -1.1514610310e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), 1.1676998740e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), -1.2420140846e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), 1.4249322787e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), -1.6668057665e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), 2.0000714765e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), -2.4999993993e-1f);
+  y = MSGL_ADD(MSGL_MULTIPLY(y, f), 3.3333331174e-1f);
+  y = MSGL_MULTIPLY(MSGL_MULTIPLY(y, f), z);
+  y = MSGL_ADD(y, MSGL_MULTIPLY(e, -2.12194440e-4f));
+  y = MSGL_ADD(y, MSGL_MULTIPLY(-0.5f, z));
+  return MSGL_ADD(MSGL_ADD(f, y), MSGL_MULTIPLY(e, 0.693359375f));
+}
+
+/* The Gumbel noise -log(-log(u)) of a token id at a position; between -2.9 and 16.7. */
+MSGL_HOST_DEVICE float sampling_noise(uint32_t seed_low, uint32_t seed_high, uint32_t id, uint32_t position) {
+  return -sampling_log(-sampling_log(sampling_uniform(seed_low, seed_high, id, position)));
+}
+
 /* Value `index` of msgl_random and msgl_weight_random: uniform in [-1, 1) on a grid of 2^-23. */
 MSGL_HOST_DEVICE float random_value(uint64_t seed, uint64_t index) {
   const uint64_t block = index >> 2;
