@@ -65,7 +65,7 @@ export interface RunningServer extends Server {
    * the number of requests that were aborted. The port stays open until stop(), so that the refusals can be read.
    */
   drain(timeoutSeconds: number): Promise<number>;
-  /** Closes the port and every connection. */
+  /** Closes the port, and every connection once its answer is written, a second later at the most. */
   stop(): Promise<void>;
 }
 
@@ -95,6 +95,9 @@ export function serve(
     port: server.port as number,
     url: server.url.href,
     drain: (timeoutSeconds) => context.drain(timeoutSeconds),
-    stop: () => server.stop(true),
+    stop: async () => {
+      await Promise.race([server.stop(), Bun.sleep(1000)]);
+      await server.stop(true);
+    },
   };
 }

@@ -1,7 +1,7 @@
 /** Every bad input gets a 4xx that names what is wrong, and the next good request is answered. */
 import { afterAll, afterEach, describe, expect, test } from "bun:test";
 import type { ErrorBody } from "../../src/server/errors.ts";
-import { FakeRuntime, post, startServer } from "./server-support.ts";
+import { FakeRuntime, post, startServer } from "./support/fake-runtime.ts";
 
 const runtime = new FakeRuntime();
 const server = startServer(runtime, { maxBodyBytes: 1e6 });

@@ -7,8 +7,8 @@ import {
   type Prompt,
   type RuntimeInterface,
   type RuntimeStatistics,
-} from "../../src/runtime/types.ts";
-import { type RunningServer, type ServerOptions, serve } from "../../src/server/server.ts";
+} from "../../../src/runtime/types.ts";
+import { type RunningServer, type ServerOptions, serve } from "../../../src/server/server.ts";
 
 export interface Script {
   /** The pieces of the answer, one event each. */
