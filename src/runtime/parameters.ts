@@ -112,14 +112,28 @@ function checkStop(stop: readonly string[], hasText: boolean): void {
   }
 }
 
-function checkRange(value: number, parameter: string, range: string, inRange: (value: number) => boolean): void {
+/** What messages call a field, whatever the reader's API calls it. */
+const LABELS = {
+  maxTokens: "the number of tokens to generate",
+  temperature: "the temperature",
+  topK: "top-k",
+  topP: "top-p",
+  minP: "min-p",
+  seed: "the seed",
+} as const;
+type NumberField = keyof typeof LABELS;
+
+function checkRange(value: number, parameter: NumberField, range: string, inRange: (value: number) => boolean): void {
   if (!Number.isFinite(value) || !inRange(value)) {
-    throw new InvalidRequest(`${parameter} must be ${range}, not ${value}`, parameter);
+    throw new InvalidRequest(`${LABELS[parameter]} must be ${range}, not ${value}`, parameter);
   }
 }
 
-function checkInteger(value: number, parameter: string, least: number, most: number): void {
+function checkInteger(value: number, parameter: NumberField, least: number, most: number): void {
   if (!Number.isInteger(value) || value < least || value > most) {
-    throw new InvalidRequest(`${parameter} must be an integer from ${least} to ${most}, not ${value}`, parameter);
+    throw new InvalidRequest(
+      `${LABELS[parameter]} must be an integer from ${least} to ${most}, not ${value}`,
+      parameter,
+    );
   }
 }

@@ -1,5 +1,5 @@
 import { openCheckpoint } from "../checkpoint/open.ts";
-import type { Checkpoint } from "../checkpoint/types.ts";
+import type { Checkpoint, GenerationDefaults } from "../checkpoint/types.ts";
 import type { TokenInput } from "../message/ring.ts";
 import type { EngineInfo, FinishCode } from "../message/types.ts";
 import { IncrementalDetokenizer, TokenTable } from "../tokenizer/detokenizer.ts";
@@ -26,6 +26,8 @@ const LAST_UID = 2 ** 31 - 1;
 export class Runtime implements RuntimeInterface {
   private readonly scheduler: SchedulerClient;
   private readonly tokenizers: TokenizerPool | null;
+  private readonly defaults: GenerationDefaults;
+  readonly hasChatTemplate: boolean;
   private engine: EngineInfo | null = null;
   private table: TokenTable | null = null;
   private readonly answers = new Map<number, Answer>();
@@ -40,7 +42,7 @@ export class Runtime implements RuntimeInterface {
   private stopped: Promise<void> | null = null;
 
   private constructor(
-    private readonly checkpoint: Checkpoint,
+    checkpoint: Checkpoint,
     private readonly options: RuntimeOptions,
     spawn: SpawnWorker,
     onProgress: OnProgress,
@@ -48,7 +50,10 @@ export class Runtime implements RuntimeInterface {
     const die = (error: Error): void => this.die(error);
     const accept: TokenInput = (uid, token, finish, cachedTokens) => this.accept(uid, token, finish, cachedTokens);
     this.scheduler = new SchedulerClient(spawn, options, accept, () => this.wakeTouched(), onProgress, die);
+    // Only these are kept of the checkpoint: a tokenizer's source is some 100 MB.
+    this.defaults = options.samplingDefaults === "model" ? checkpoint.generation : {};
     const source = checkpoint.tokenizer;
+    this.hasChatTemplate = source !== null && source.chatTemplate !== null;
     this.tokenizers = source === null ? null : new TokenizerPool(spawn, options.numTokenizers, source, die);
   }
 
@@ -74,15 +79,11 @@ export class Runtime implements RuntimeInterface {
     return this.engine!;
   }
 
-  get hasChatTemplate(): boolean {
-    return this.checkpoint.tokenizer !== null && this.checkpoint.tokenizer.chatTemplate !== null;
-  }
-
   async generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation> {
     this.checkAlive();
     signal?.throwIfAborted();
     const checked = checkParameters(parameters, {
-      defaults: this.options.samplingDefaults === "model" ? this.checkpoint.generation : {},
+      defaults: this.defaults,
       vocabularySize: this.info.vocabularySize,
       hasText: this.table !== null,
     });
