@@ -141,7 +141,7 @@ class HeaderReader {
   #view = new DataView(this.#window.buffer);
   #start = 0;
   readonly #end: number;
-  readonly #decoder = new TextDecoder();
+  readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
   constructor(readonly file: PositionedFile) {
     this.#end = Math.min(file.size, MAX_HEADER_BYTES);
