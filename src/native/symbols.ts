@@ -16,30 +16,8 @@ export const MSGL_ATTENTION_AUTO = 0;
 export const MSGL_ATTENTION_FA = 1;
 export const MSGL_ATTENTION_FI = 2;
 
-export const msgl_properties = {
-  name: 0,
-  library: 128,
-  total_memory: 256,
-  free_memory: 264,
-  compute_units: 272,
-  capability: 276,
-  dtypes: 280,
-  weight_dtypes: 284,
-  float_activations: 288,
-  asynchronous: 292,
-  bytes: 296,
-} as const;
-export const msgl_sampling = {
-  slot: 0,
-  position: 4,
-  temperature: 8,
-  top_k: 12,
-  top_p: 16,
-  min_p: 20,
-  seed_low: 24,
-  seed_high: 28,
-  bytes: 32,
-} as const;
+export const msgl_properties = { name: 0, library: 128, total_memory: 256, free_memory: 264, compute_units: 272, capability: 276, dtypes: 280, weight_dtypes: 284, float_activations: 288, asynchronous: 292, bytes: 296 } as const;
+export const msgl_sampling = { slot: 0, position: 4, temperature: 8, top_k: 12, top_p: 16, min_p: 20, seed_low: 24, seed_high: 28, bytes: 32 } as const;
 
 export const symbols = {
   msgl_last_error: { args: [], returns: "cstring" },
@@ -77,66 +55,17 @@ export const symbols = {
   msgl_load: { args: ["ptr", "ptr", "i32", "ptr", "i64", "i64", "i32"], returns: "i32" },
   msgl_load_wait: { args: ["ptr", "ptr", "ptr", "i32"], returns: "i32" },
   msgl_table_write: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i64"], returns: "i32" },
-  msgl_expand: {
-    args: [
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "i32",
-      "i32",
-      "i64",
-      "i64",
-      "i32",
-    ],
-    returns: "i32",
-  },
+  msgl_expand: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32"], returns: "i32" },
   msgl_embedding: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i32"], returns: "i32" },
   msgl_linear: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
   msgl_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i32", "f32", "i32"], returns: "i32" },
   msgl_add_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "f32", "i32"], returns: "i32" },
   msgl_silu_mul: { args: ["ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
   msgl_gather: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
-  msgl_rotary_store: {
-    args: [
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "ptr",
-      "i32",
-      "i32",
-      "i32",
-      "i32",
-      "i32",
-      "f32",
-      "i32",
-      "i32",
-    ],
-    returns: "i32",
-  },
-  msgl_attention_plan_create: {
-    args: ["ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"],
-    returns: "i32",
-  },
+  msgl_rotary_store: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f32", "i32", "i32"], returns: "i32" },
+  msgl_attention_plan_create: { args: ["ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   msgl_attention_plan_destroy: { args: ["ptr", "ptr"], returns: "i32" },
   msgl_attention_plan_update: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
-  msgl_attention: {
-    args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "f32"],
-    returns: "i32",
-  },
+  msgl_attention: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "f32"], returns: "i32" },
   msgl_sample: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i32"], returns: "i32" },
 } as const;
