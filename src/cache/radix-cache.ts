@@ -186,7 +186,8 @@ export class RadixCache implements PrefixCache {
     let held = 0;
     let evictable = 0;
     let leaves = 0;
-    const visit = (node: RadixNode): void => {
+    const open = [...this.roots.values()];
+    for (let node = open.pop(); node !== undefined; node = open.pop()) {
       const expected = locks.get(node) ?? 0;
       const where = `radix node at depth ${node.depth}`;
       if (node.locks !== expected) throw new Error(`${where} has ${node.locks} locks, ${expected} are held`);
@@ -201,10 +202,9 @@ export class RadixCache implements PrefixCache {
       node.pages.forEach(report);
       for (const [key, child] of node.children) {
         if (child.parent !== node || this.key(child.tokens, 0) !== key) throw new Error(`${where} has a wrong child`);
-        visit(child);
+        open.push(child);
       }
-    };
-    for (const root of this.roots.values()) visit(root);
+    }
     if (locks.size > 0) throw new Error("a locked prefix is no longer in the radix tree");
     if (held !== this.heldPages || evictable !== this.evictablePages || leaves !== this.evictable.size) {
       throw new Error(

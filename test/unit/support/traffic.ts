@@ -143,15 +143,20 @@ function drawPlan(random: Random): Plan {
   };
 }
 
-/** Requests begin like each other and like earlier conversations, or not. */
-function drawRequest(uid: number, plan: Plan, random: Random, seen: Int32Array[]): Request {
+/** A prompt that begins like an earlier one, or goes on where an earlier conversation ended, or is new. */
+function drawPrompt(plan: Plan, random: Random, seen: Int32Array[]): Int32Array {
   const length = random.integer(1, plan.longestPrompt);
-  const tokens = new Int32Array(length);
-  for (let i = 0; i < length; i++) tokens[i] = random.integer(1, 999);
-  if (seen.length > 0 && random.chance(0.7)) {
-    const other = random.pick(seen);
-    tokens.set(other.subarray(0, random.chance(0.6) ? length : random.integer(0, length)).subarray(0, length));
-  }
+  const tokens = Int32Array.from({ length: plan.longestPrompt }, () => random.integer(1, 999));
+  if (seen.length === 0 || random.chance(0.3)) return tokens.subarray(0, length);
+  const other = random.pick(seen).subarray(0, plan.longestPrompt);
+  const goesOn = random.chance(0.5);
+  tokens.set(goesOn ? other : other.subarray(0, random.integer(0, other.length)));
+  return tokens.subarray(0, goesOn ? Math.min(plan.longestPrompt, other.length + random.integer(0, 3)) : length);
+}
+
+function drawRequest(uid: number, plan: Plan, random: Random, seen: Int32Array[]): Request {
+  const tokens = drawPrompt(plan, random, seen);
+  const { length } = tokens;
   const fits = plan.simulated.maxContext - length;
   const tooLong = random.chance(0.03);
   return {
@@ -181,10 +186,11 @@ class Drive {
   private readonly aborted: number[] = [];
   private readonly seen: Int32Array[] = [];
 
-  constructor(seed: number) {
+  constructor(seed: number, tamper: (setup: Setup) => void) {
     this.random = new Random(seed);
     this.plan = drawPlan(this.random);
     this.setup = setUp(this.plan.simulated, this.plan.scheduler);
+    tamper(this.setup);
   }
 
   run(): Statistics {
@@ -272,10 +278,10 @@ export interface Statistics {
   preemptions: number;
 }
 
-/** Runs the scenario of a seed. @throws Error that names the seed. */
-export function drive(seed: number): Statistics {
+/** Runs the scenario of a seed, with a scheduler that `tamper` may have damaged. @throws Error that names the seed. */
+export function drive(seed: number, tamper: (setup: Setup) => void = () => {}): Statistics {
   try {
-    return new Drive(seed).run();
+    return new Drive(seed, tamper).run();
   } catch (error) {
     throw new Error(`seed ${seed}: ${error instanceof Error ? error.stack : error}`);
   }
