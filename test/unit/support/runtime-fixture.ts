@@ -44,7 +44,8 @@ export async function startEcho(
 
 const TEMPLATE = `{{ bos_token }}{% for message in messages %}{% if message.role == 'bad' %}{{ raise_exception('no such role') }}{% endif %}[{{ message.role }}]{{ message.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}`;
 
-function writeByteModel(): string {
+/** A folder with a model's configuration and a byte-level tokenizer, and no weights. */
+export function writeByteModel(): string {
   const folder = mkdtempSync(join(tmpdir(), "minisgl-echo-"));
   const write = (name: string, value: unknown): void => writeFileSync(join(folder, name), JSON.stringify(value));
   write("config.json", {
