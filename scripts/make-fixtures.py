@@ -102,7 +102,8 @@ def main() -> None:
             model = model.to(getattr(torch, options["dtype"]))
         folder = ROOT / name
         model.save_pretrained(folder, max_shard_size=options.get("shards", "5GB"))
-        model = model.float()
+        # Read back: converting the module would leave its rotary frequencies rounded to half precision.
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         prompts = [torch.randint(3, config.vocab_size, (length,), generator=generator).tolist()
                    for length in PROMPT_LENGTHS]
         (folder / "expected.json").write_text(json.dumps(expect(model, prompts)) + "\n")

@@ -6,7 +6,7 @@ import type { ModelConfig } from "../checkpoint/types.ts";
 import { Embedding, LMHead } from "../layer/embedding.ts";
 import { RMSNorm } from "../layer/norm.ts";
 import type { Step } from "../layer/step.ts";
-import type { Tensor } from "../native/tensor.ts";
+import { DType, type Tensor } from "../native/tensor.ts";
 import type { ParameterScope } from "../weights/scope.ts";
 
 /** What the engine runs. */
@@ -53,6 +53,8 @@ export abstract class DecoderModel implements Model {
     this.layers.forEach((layer, index) => {
       step.scope(() => layer.forward(index === 0 ? null : x, residual, step, x));
     });
+    // A chunk in the middle of a prompt only fills the KV pool.
+    if (step.samples === 0) return step.tensor([0, this.config.vocabularySize], DType.F32);
     // Norm and head see only the rows that sample.
     const last = this.norm.addAndNormalize(this.head.select(x, step), this.head.select(residual, step), step);
     return this.head.forward(last, step);
