@@ -69,7 +69,8 @@ export class Runtime implements RuntimeInterface {
       if (vocabulary !== undefined) runtime.table = new TokenTable(vocabulary);
       runtime.engine = await runtime.scheduler.ready;
     } catch (error) {
-      await runtime.stop();
+      // Not awaited: the reason need not wait until the other threads have loaded what they load.
+      runtime.stop();
       throw error;
     }
     return runtime;

@@ -80,6 +80,7 @@ export class SchedulerClient {
     this.doorbell.ring();
     await this.thread.ended;
     this.consumer.close();
+    this.rejectFlushes(new Error("the scheduler has been stopped"));
   }
 
   private send(message: ToScheduler): void {
@@ -101,7 +102,7 @@ export class SchedulerClient {
         return;
       case "fatal": {
         const error = new Error(message.message);
-        error.stack = message.stack;
+        if (message.stack !== undefined) error.stack = message.stack;
         this.die(error);
         return;
       }
@@ -113,8 +114,12 @@ export class SchedulerClient {
   private die(error: Error): void {
     this.thread.forgive();
     this.start.reject(error);
+    this.rejectFlushes(error);
+    this.onDeath(error);
+  }
+
+  private rejectFlushes(error: Error): void {
     for (const { reject } of this.flushes.values()) reject(error);
     this.flushes.clear();
-    this.onDeath(error);
   }
 }

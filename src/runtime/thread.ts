@@ -1,4 +1,4 @@
-import type { MessagePort } from "node:worker_threads";
+import { type MessagePort, receiveMessageOnPort } from "node:worker_threads";
 
 /** A worker and the port it is spoken to through. It is never terminated: it ends by itself when told to. */
 export class Thread<Outgoing, Incoming> {
@@ -21,9 +21,11 @@ export class Thread<Outgoing, Incoming> {
       onDeath(new Error(`the ${name} thread died: ${reason}`));
     };
     port.on("message", onMessage);
-    worker.addEventListener("error", (event) => die(event.message));
+    worker.addEventListener("error", (event) => die(event.message.trim().split("\n", 1)[0]));
     this.ended = new Promise((resolve) => {
       worker.addEventListener("close", () => {
+        // What it said last may not have been delivered yet.
+        for (let last = receiveMessageOnPort(port); last; last = receiveMessageOnPort(port)) onMessage(last.message);
         die("it ended without being asked to");
         port.close();
         resolve();

@@ -77,10 +77,12 @@ export class TokenizerPool {
     });
   }
 
-  /** Resolves when the threads have ended. Prompts that wait are still encoded. */
+  /** Resolves when the threads have ended. Prompts that wait are still encoded; later ones are refused. */
   async stop(): Promise<void> {
+    this.failure ??= new Error("the tokenizers have been stopped");
     for (const { thread } of this.members) thread.stop({ type: "stop" });
     await Promise.all(this.members.map(({ thread }) => thread.ended));
+    this.rejectJobs(this.failure);
   }
 
   private settle(answer: Extract<FromTokenizer, { id: number }>): void {
@@ -95,8 +97,12 @@ export class TokenizerPool {
   private fail(error: Error): void {
     if (this.failure !== null) return;
     this.failure = error;
+    this.rejectJobs(error);
+    this.onDeath(error);
+  }
+
+  private rejectJobs(error: Error): void {
     for (const { reject } of this.jobs.values()) reject(error);
     this.jobs.clear();
-    this.onDeath(error);
   }
 }

@@ -1,17 +1,17 @@
 /** What a tokenizer thread does: templates and encoding, one prompt after the other. */
 import type { MessagePort } from "node:worker_threads";
 import type { TokenizerSource } from "../checkpoint/types.ts";
+import { TemplateError } from "./jinja.ts";
+import type { RenderOptions, TemplateMessage } from "./template.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import type { VocabularyBytes } from "./vocabulary.ts";
 
 /** A prompt that is not token ids yet. */
-export type TextPrompt =
-  | { text: string; addSpecialTokens?: boolean }
-  | {
-      messages: readonly { role: string; content: string; [key: string]: unknown }[];
-      addGenerationPrompt?: boolean;
-      templateArguments?: Record<string, unknown>;
-    };
+export type TextPrompt = { text: string; addSpecialTokens?: boolean } | ChatPrompt;
+
+interface ChatPrompt extends RenderOptions {
+  messages: readonly TemplateMessage[];
+}
 
 /** What main gives the thread to start with. */
 export interface TokenizerThreadData {
@@ -37,16 +37,14 @@ class TooLong extends Error {}
 /** Serves the port until main says stop. Whatever a prompt makes the template or the tokenizer throw refuses that prompt. */
 export function runTokenizerThread({ source, port }: TokenizerThreadData): void {
   const say = (message: FromTokenizer, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer);
-  let tokenizer: Tokenizer;
+  let encoder: PromptEncoder;
   try {
-    tokenizer = new Tokenizer(source);
+    encoder = new PromptEncoder(source);
   } catch (error) {
     say({ type: "failed", message: messageOf(error) });
     port.close();
     return;
   }
-  const vocabulary = tokenizer.vocabularyBytes();
-  const bytesOfToken = longestToken(vocabulary);
   port.on("message", (message: ToTokenizer) => {
     if (message.type === "stop") {
       port.close();
@@ -54,7 +52,7 @@ export function runTokenizerThread({ source, port }: TokenizerThreadData): void 
     }
     const { id, prompt, maxTokens } = message;
     try {
-      const tokens = Int32Array.from(encode(tokenizer, prompt, maxTokens * bytesOfToken));
+      const tokens = Int32Array.from(encoder.encode(prompt, maxTokens));
       say({ type: "encoded", id, tokens }, [tokens.buffer]);
     } catch (error) {
       const parameter = "messages" in prompt ? "messages" : "prompt";
@@ -62,18 +60,46 @@ export function runTokenizerThread({ source, port }: TokenizerThreadData): void 
       say({ type: "refused", id, message: messageOf(error), parameter, code });
     }
   });
-  say({ type: "ready", vocabulary });
+  say({ type: "ready", vocabulary: encoder.vocabulary });
 }
 
-function encode(tokenizer: Tokenizer, prompt: TextPrompt, maxCharacters: number): readonly number[] {
-  const isText = "text" in prompt;
-  const text = isText
-    ? prompt.text
-    : tokenizer.renderChat(prompt.messages, { ...prompt, addGenerationPrompt: prompt.addGenerationPrompt ?? true });
-  if (text.length > maxCharacters)
-    throw new TooLong(`the prompt is too long for the context: ${text.length} characters`);
-  // A template writes BOS itself.
-  return tokenizer.encode(text, { addSpecialTokens: isText && (prompt.addSpecialTokens ?? true) });
+class PromptEncoder {
+  readonly vocabulary: VocabularyBytes;
+  private readonly tokenizer: Tokenizer;
+  private readonly longestToken: number;
+  private templateError: TemplateError | null = null;
+
+  constructor(source: TokenizerSource) {
+    this.tokenizer = this.open(source);
+    this.vocabulary = this.tokenizer.vocabularyBytes();
+    this.longestToken = longestToken(this.vocabulary);
+  }
+
+  encode(prompt: TextPrompt, maxTokens: number): number[] {
+    const isText = "text" in prompt;
+    const text = isText ? prompt.text : this.render(prompt);
+    if (text.length > maxTokens * this.longestToken) {
+      throw new TooLong(`the prompt is too long for the context: ${text.length} characters`);
+    }
+    // A template writes BOS itself.
+    return this.tokenizer.encode(text, { addSpecialTokens: isText && (prompt.addSpecialTokens ?? true) });
+  }
+
+  /** A template that cannot be parsed leaves a model that completes texts. */
+  private open(source: TokenizerSource): Tokenizer {
+    try {
+      return new Tokenizer(source);
+    } catch (error) {
+      if (!(error instanceof TemplateError)) throw error;
+      this.templateError = error;
+      return new Tokenizer({ ...source, chatTemplate: null });
+    }
+  }
+
+  private render({ messages, addGenerationPrompt = true, templateArguments }: ChatPrompt): string {
+    if (this.templateError !== null) throw this.templateError;
+    return this.tokenizer.renderChat(messages, { addGenerationPrompt, templateArguments });
+  }
 }
 
 /** Bytes of the longest token. */

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { getEventListeners } from "node:events";
 import type { Runtime } from "../../src/runtime/runtime.ts";
 import {
   type Generation,
@@ -239,6 +240,14 @@ describe("a request is refused", () => {
     expect((await read(good)).tokens).toHaveLength(5);
   });
 
+  test("for a template that cannot be parsed, while texts go on", async () => {
+    const broken = await startEcho({}, { template: "{% if %}" });
+    const messages = [{ role: "user", content: "hi" }];
+    expect(await refusal(broken.generate({ messages }, {}))).toMatchObject({ parameter: "messages" });
+    expect((await read(await broken.generate({ text: "hi" }, { maxTokens: 2 }))).text).toBe("h");
+    await broken.stop();
+  });
+
   test("by the scheduler: its iterator throws", async () => {
     const generation = await runtime.generate(prompt("ab"), { seed: Seeds.reject });
     await refusal(read(generation));
@@ -343,8 +352,33 @@ describe("a thread that dies", () => {
   });
 });
 
+test("stop() ends what waits", async () => {
+  const runtime = await startEcho({ maxSequenceLength: 1e6 }, { stepMilliseconds: 5 });
+  const running = read(await runtime.generate(prompt("ab"), {}));
+  const encoding = runtime.generate({ text: "x ".repeat(100_000) }, {});
+  const flushing = runtime.flushCache();
+  const stopped = runtime.stop();
+  expect((await running).last.finishReason).toBe("abort");
+  await expect(encoding).rejects.toThrow("stopped");
+  expect(await flushing).toBe(false);
+  await stopped;
+  await expect(runtime.generate(prompt("ab"), {})).rejects.toThrow("stopped");
+  expect(await runtime.stop()).toBeUndefined();
+});
+
+test("an answer lets go of its signal", async () => {
+  const runtime = await startEcho({ maxSequenceLength: 1e6 });
+  const { signal } = new AbortController();
+  const generation = await runtime.generate(prompt("ab"), {}, signal);
+  expect(getEventListeners(signal, "abort")).toHaveLength(1);
+  generation.abort();
+  expect(getEventListeners(signal, "abort")).toHaveLength(0);
+  await runtime.stop();
+});
+
 test("nothing of a thousand requests stays, however they end", async () => {
-  const runtime = await startEcho({ maxQueuedRequests: 0 });
+  // A hundred prompts at a time are 160,000 bytes: a few that stayed counted would be refused for it.
+  const runtime = await startEcho({ maxQueuedRequests: 0, maxQueuedPromptBytes: 200_000 });
   const one = async (i: number): Promise<void> => {
     const controller = new AbortController();
     const parameters = { maxTokens: 1 + (i % 50), stop: i % 3 === 0 ? ["ba"] : [] };

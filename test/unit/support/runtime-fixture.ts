@@ -12,6 +12,8 @@ export const EOS = 257;
 export const Seeds = { crash: 1001, exit: 1002, reject: 1003 } as const;
 
 export interface EchoBehaviour {
+  /** Jinja source in place of the working template. */
+  template?: string;
   failStart?: boolean;
   stepMilliseconds?: number;
 }
@@ -34,7 +36,7 @@ export async function startEcho(
   behaviour: EchoBehaviour = {},
   onProgress?: (stage: string, done: number, total: number) => void,
 ): Promise<Runtime> {
-  const folder = writeByteModel();
+  const folder = writeByteModel(behaviour.template);
   try {
     return await Runtime.start(echoOptions(folder, options), spawnEcho(behaviour), onProgress);
   } finally {
@@ -45,7 +47,7 @@ export async function startEcho(
 const TEMPLATE = `{{ bos_token }}{% for message in messages %}{% if message.role == 'bad' %}{{ raise_exception('no such role') }}{% endif %}[{{ message.role }}]{{ message.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}`;
 
 /** A folder with a model's configuration and a byte-level tokenizer, and no weights. */
-export function writeByteModel(): string {
+export function writeByteModel(template = TEMPLATE): string {
   const folder = mkdtempSync(join(tmpdir(), "minisgl-echo-"));
   const write = (name: string, value: unknown): void => writeFileSync(join(folder, name), JSON.stringify(value));
   write("config.json", {
@@ -70,7 +72,7 @@ export function writeByteModel(): string {
     tokenizer_class: "PreTrainedTokenizerFast",
     bos_token: "<bos>",
     eos_token: "<eos>",
-    chat_template: TEMPLATE,
+    chat_template: template,
   });
   return folder;
 }
