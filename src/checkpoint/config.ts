@@ -89,6 +89,7 @@ export function readConfig(raw: Record<string, unknown>, file: string): ReadConf
   const rope = readRope(raw, maxPosition, file);
   const slidingWindow = readWindow(parsed, architecture, file);
   const stretched = stretchedLength(maxPosition, rope.scaling);
+  const hasAttentionBias = (architecture === "llama" || architecture === "qwen3") && (parsed.attention_bias ?? false);
   const dtype = parsed.dtype ?? parsed.torch_dtype ?? null;
   return {
     config: {
@@ -103,7 +104,8 @@ export function readConfig(raw: Record<string, unknown>, file: string): ReadConf
       rmsNormEpsilon: parsed.rms_norm_eps ?? 1e-6,
       ropeTheta: rope.theta,
       ropeScaling: rope.scaling,
-      attentionBias: hasAttentionBias(parsed, architecture),
+      attentionBias: architecture === "qwen2" || hasAttentionBias,
+      attentionOutputBias: hasAttentionBias,
       tieWordEmbeddings: parsed.tie_word_embeddings ?? false,
       maxPosition: slidingWindow > 0 ? Math.min(stretched, slidingWindow) : stretched,
       slidingWindow,
@@ -192,11 +194,6 @@ function readWindow(parsed: RawConfig, architecture: Architecture, file: string)
   if (other !== undefined) throw new CheckpointError(`${file}: layer_types ${JSON.stringify(other)} is not supported`);
   const slides = layers?.includes("sliding_attention") ?? (parsed.max_window_layers ?? 28) < parsed.num_hidden_layers;
   return parsed.use_sliding_window && slides ? window : 0;
-}
-
-function hasAttentionBias(parsed: RawConfig, architecture: Architecture): boolean {
-  if (architecture === "mistral") return false;
-  return architecture === "qwen2" || (parsed.attention_bias ?? false);
 }
 
 function readDtype(name: string, file: string): ModelConfig["dtype"] {

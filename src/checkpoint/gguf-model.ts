@@ -170,6 +170,7 @@ export function ggufConfig(file: GgufFile, metadata: Metadata, tensors: Readonly
     ropeTheta,
     ropeScaling,
     attentionBias: tensors.has("model.layers.0.self_attn.q_proj.bias"),
+    attentionOutputBias: tensors.has("model.layers.0.self_attn.o_proj.bias"),
     tieWordEmbeddings: !tensors.has("lm_head.weight"),
     maxPosition: slidingWindow > 0 ? Math.min(stretched, slidingWindow) : stretched,
     slidingWindow,

@@ -52,6 +52,8 @@ export interface ModelConfig {
   ropeScaling: RopeScaling;
   /** Bias of the q, k and v products. */
   attentionBias: boolean;
+  /** Bias of attention's output product (llama's and qwen3's attention_bias have it, qwen2 does not). */
+  attentionOutputBias: boolean;
   tieWordEmbeddings: boolean;
   /** Longest sequence the model was made for. */
   maxPosition: number;

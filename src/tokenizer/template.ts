@@ -1,7 +1,7 @@
-import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
+import { Environment, parse, tokenize } from "@huggingface/jinja";
+import { BoundedInterpreter, TemplateError } from "./jinja.ts";
 
-/** A chat that the model's template refuses, or a template that cannot be rendered. Becomes a 400. */
-export class TemplateError extends Error {}
+export { TemplateError };
 
 export interface TemplateMessage {
   role: string;
@@ -16,45 +16,32 @@ export interface RenderOptions {
   templateArguments?: Record<string, unknown>;
 }
 
-// Templates come with the model and messages from anyone: what one rendering may cost.
-const MAX_STEPS = 20_000_000;
-const MAX_MILLISECONDS = 30_000;
-const MAX_CHARACTERS = 64 << 20;
-const MAX_LIST = 1 << 20;
 /** As in Jinja's sandbox. */
 const MAX_RANGE = 100_000;
 
-type Statement = Parameters<Interpreter["evaluate"]>[0];
-
 /** A chat template in Jinja, rendered as transformers' apply_chat_template does. */
 export class ChatTemplate {
-  readonly #program: ReturnType<typeof parse>;
+  #program: ReturnType<typeof parse> | null = null;
 
   /**
-   * @param source Jinja source
+   * @param source Jinja source, parsed when it is first needed: a model whose template is damaged still completes text
    * @param specialTokens `bos_token`, `eos_token` and so on, for the template
-   * @throws TemplateError where the source cannot be parsed
    */
   constructor(
-    source: string,
-    readonly specialTokens: Record<string, string>,
-  ) {
-    try {
-      this.#program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
-    } catch (error) {
-      throw new TemplateError(`the model's chat template cannot be parsed: ${reason(error)}`);
-    }
-  }
+    private readonly source: string,
+    private readonly specialTokens: Record<string, string>,
+  ) {}
 
   /** @throws TemplateError with the template's own message, or saying what of it went wrong */
   render(messages: readonly TemplateMessage[], options: RenderOptions = {}): string {
+    if (messages.length === 0) throw new TemplateError("messages must not be empty");
     const variables: Record<string, unknown> = {
       ...GLOBALS,
       ...this.specialTokens,
       tools: null,
       documents: null,
       ...options.templateArguments,
-      messages: messages.map((message) => ({ ...message, content: flattenContent(message.content) })),
+      messages: messages.map(flattenContent),
       add_generation_prompt: options.addGenerationPrompt ?? false,
     };
     try {
@@ -62,32 +49,17 @@ export class ChatTemplate {
       for (const [name, value] of Object.entries(variables)) {
         if (!environment.variables.has(name)) environment.set(name, value);
       }
-      const result = new BoundedInterpreter(environment).run(this.#program).value;
+      const result = new BoundedInterpreter(environment).run(this.#parse()).value;
       return String(result).toWellFormed();
     } catch (error) {
       if (error instanceof TemplateError) throw error;
       throw new TemplateError(`the model's chat template failed: ${reason(error)}`);
     }
   }
-}
 
-/** An interpreter that ends: Jinja has no endless loop, but nested ones and doubling strings come close. */
-class BoundedInterpreter extends Interpreter {
-  #steps = 0;
-  readonly #deadline = performance.now() + MAX_MILLISECONDS;
-
-  override evaluate(statement: Statement, environment: Environment) {
-    this.#steps++;
-    if (this.#steps > MAX_STEPS || ((this.#steps & 1023) === 0 && performance.now() > this.#deadline)) {
-      throw new TemplateError("the model's chat template takes too long");
-    }
-    const result = super.evaluate(statement, environment);
-    const value: unknown = result.value;
-    const size = typeof value === "string" ? value.length / MAX_CHARACTERS : 0;
-    if (size > 1 || (Array.isArray(value) && value.length > MAX_LIST)) {
-      throw new TemplateError("the model's chat template makes too much text");
-    }
-    return result;
+  #parse(): ReturnType<typeof parse> {
+    this.#program ??= parse(tokenize(this.source, { lstrip_blocks: true, trim_blocks: true }));
+    return this.#program;
   }
 }
 
@@ -111,11 +83,11 @@ function range(start: number, stop: number, step: number): number[] {
   return Array.from({ length }, (_, i) => start + i * step);
 }
 
-/** Parts of text become one text, one part a line; no content becomes an empty one. */
-function flattenContent(content: unknown): unknown {
-  if (content === null || content === undefined) return "";
-  if (!Array.isArray(content)) return content;
-  return content.map((part) => (typeof part === "string" ? part : String(part?.text ?? ""))).join("\n");
+/** Parts of text become one text, one part a line: templates of text models expect a string. */
+function flattenContent(message: TemplateMessage): TemplateMessage {
+  if (!Array.isArray(message.content)) return message;
+  const text = message.content.map((part) => (typeof part === "string" ? part : String(part?.text ?? ""))).join("\n");
+  return { ...message, content: text };
 }
 
 const MONTHS = "January February March April May June July August September October November December".split(" ");

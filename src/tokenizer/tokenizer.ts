@@ -5,8 +5,9 @@
 import { Tokenizer as Encoder } from "@huggingface/tokenizers";
 import type { TokenizerSource } from "../checkpoint/types.ts";
 import { type DetokenizerOptions, TokenTable } from "./detokenizer.ts";
+import { TemplateError } from "./jinja.ts";
 import { namedTokens, type PreparedTokenizer, prepareTokenizer } from "./prepare.ts";
-import { ChatTemplate, type RenderOptions, TemplateError, type TemplateMessage } from "./template.ts";
+import { ChatTemplate, type RenderOptions, type TemplateMessage } from "./template.ts";
 import { tabulate, type VocabularyBytes } from "./vocabulary.ts";
 
 /** Encodes, decodes and renders chats as transformers does with the same files. */
@@ -15,10 +16,7 @@ export class Tokenizer {
   readonly #table: TokenTable;
   readonly #template: ChatTemplate | null;
 
-  /**
-   * @throws CheckpointError for a kind of tokenizer that is not supported
-   * @throws TemplateError for a chat template that cannot be parsed
-   */
+  /** @throws CheckpointError for a kind of tokenizer that is not supported */
   constructor(source: TokenizerSource) {
     const prepared = prepareTokenizer(source);
     this.#encoder = new Encoder(prepared, { clean_up_tokenization_spaces: false });
