@@ -119,7 +119,7 @@ export interface EngineInfo {
 /** Words of the statistics block that the scheduler keeps up to date in shared memory, once a step. */
 export const Statistic = {
   runningRequests: 0,
-  waitingRequests: 0,
+  waitingRequests: 1,
   /** Pages held by sequences. */
   usedPages: 2,
   /** Pages that only the prefix cache holds. */
