@@ -147,6 +147,17 @@ export class SequenceMemory {
     this.cache.evict(this.cache.evictablePages, this.pool);
   }
 
+  /** What Scheduler.checkInvariants would find when nothing runs, by counts alone. @throws Error if pages are lost. */
+  checkIdle(): void {
+    const { pool, cache, freeSlots, maxRunning } = this;
+    if (this.available === pool.size && cache.evictablePages === cache.heldPages && freeSlots.length === maxRunning)
+      return;
+    throw new Error(
+      `nothing runs, but of ${pool.size} pages ${pool.free} are free and ${cache.heldPages} cached, ` +
+        `${cache.heldPages - cache.evictablePages} of them locked; ${freeSlots.length} of ${maxRunning} slots are free`,
+    );
+  }
+
   /** See Scheduler.checkInvariants. */
   check(running: readonly Sequence[]): void {
     const owners = new Array<string>(this.pool.size).fill("");

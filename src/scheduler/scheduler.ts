@@ -2,8 +2,7 @@
  * The scheduler room: which tokens of which sequences the device computes next.
  * Read sequence.ts (what a request is here), this file (a step), memory.ts (whose pages), then loop.ts (the thread).
  */
-import type { Batch } from "../engine/batch.ts";
-import { PATCH_WORDS, type TablePatches } from "../engine/batch.ts";
+import { type Batch, PATCH_WORDS, type TablePatches } from "../engine/batch.ts";
 import type { StepEngine } from "../engine/types.ts";
 import { NO_TOKEN, type TokenOutput } from "../message/ring.ts";
 import { type EngineOptions, Finish, type FinishCode, type Request, Statistic } from "../message/types.ts";
@@ -139,7 +138,9 @@ export class Scheduler {
     this.inFlight = next;
     if (!overlap) this.collectInFlight();
     this.writeStatistics();
-    return this.sequences.size > 0 || this.inFlight !== null;
+    if (this.sequences.size > 0 || this.inFlight !== null) return true;
+    this.memory.checkIdle();
+    return false;
   }
 
   /** The next step's rows; null if there are none. Reads the step in flight only if pages run out. */
@@ -172,7 +173,10 @@ export class Scheduler {
     }
   }
 
-  /** Makes sure that each decode row of the next step can get its page: reads the step in flight, then preempts. Returns how many. */
+  /**
+   * Makes sure that the next step's decode rows can get the new pages they need, and returns how many. Evicting comes
+   * first and disturbs nobody, then the step in flight is read, which may end a sequence, then the youngest is preempted.
+   */
   private findDecodePages(): number {
     const { memory, running } = this;
     for (;;) {
