@@ -219,12 +219,20 @@ describe("the prefix cache", () => {
   });
 
   test("gives duplicates back piece by piece when staging is short", () => {
-    const setup = setUp({ maxContext: 20, numPages: 200, maxPageValues: 20, maxSequences: 12, maxTokens: 200 });
-    const others = Array.from({ length: 10 }, (_, i) => request(i + 1, promptOf(i + 1, 1), 18));
+    const setup = setUp({ pageSize: 4, maxContext: 80, maxPageValues: 20, maxSequences: 16, maxTokens: 200 });
+    const others = Array.from({ length: 12 }, (_, i) => request(i + 1, promptOf(i + 1, 1), 18));
     for (const one of others) setup.scheduler.add(one);
     steps(setup, 2);
-    const twins = [20, 21].map((uid) => request(uid, promptOf(20, 16), 4));
+    const twins = [20, 21].map((uid) => request(uid, promptOf(20, 32), 4));
     for (const one of twins) setup.scheduler.add(one);
+    steps(setup, 1);
+    expect(statistic(setup, "usedPages")).toBe(12 + 16);
+    // Of 20 words, one is kept for each of 14 rows: 6 duplicates go, and the twins take a page each.
+    steps(setup, 1);
+    expect(statistic(setup, "usedPages")).toBe(12 + 16 + 2 - 6);
+    // The other 2 go, and each of the 12 takes a page.
+    steps(setup, 1);
+    expect(statistic(setup, "usedPages")).toBe(12 + 16 + 2 - 8 + 12);
     finish(setup);
     expectLone(setup, [...others, ...twins]);
   });
