@@ -7,7 +7,8 @@ import {
   type Prompt,
   type RuntimeInterface,
 } from "../runtime/types.ts";
-import type { ServerContext } from "./context.ts";
+import type { RequestRecord, ServerContext } from "./context.ts";
+import type { Timing } from "./metrics.ts";
 
 export interface ChoicesRequest {
   /** What the answers are known by, in responses and to /abort_request. */
@@ -36,6 +37,9 @@ export type Answer = Required<Omit<GenerationEvent, "stopReason">> & Pick<Genera
 export class Choices {
   /** Choice j of prompt i is number i * n + j. */
   generations: readonly Generation[] = [];
+  private timings: Timing[] = [];
+  private readonly finishReasons: (string | null)[] = [];
+  private readonly arrived = performance.now();
   private ended = false;
 
   private constructor(
@@ -59,6 +63,8 @@ export class Choices {
     const started = await Promise.allSettled(request.prompts.map((prompt) => startPrompt(runtime, prompt, request)));
     const failed = started.find((result) => result.status === "rejected");
     choices.generations = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
+    const { arrived } = choices;
+    choices.timings = choices.generations.map(() => ({ arrived, firstEvent: 0, lastEvent: 0 }));
     if (failed === undefined) return choices;
     choices.abort();
     choices.end();
@@ -68,13 +74,31 @@ export class Choices {
   /** Waits for all answers, in the order of their numbers. */
   async collect(): Promise<Answer[]> {
     try {
-      return await Promise.all(this.generations.map(collectAnswer));
+      return await Promise.all(this.generations.map((_, choice) => this.collectAnswer(choice)));
     } catch (error) {
       this.abort();
       throw error;
     } finally {
       this.end();
     }
+  }
+
+  private async collectAnswer(choice: number): Promise<Answer> {
+    const answer: Answer = { text: "", tokens: [], finishReason: null };
+    for await (const event of this.generations[choice]) {
+      this.note(choice, event);
+      answer.text += event.text;
+      for (const token of event.tokens) answer.tokens.push(token);
+      answer.finishReason = event.finishReason;
+      answer.stopReason = event.stopReason;
+    }
+    return answer;
+  }
+
+  /** Tells metrics and log of an event of choice number `choice` that is handed on. */
+  note(choice: number, event: GenerationEvent): void {
+    this.context.metrics.event(this.generations[choice], event, this.timings[choice]);
+    if (event.finishReason !== null) this.finishReasons[choice] = event.finishReason;
   }
 
   usage(): Usage {
@@ -94,6 +118,22 @@ export class Choices {
     if (this.ended) return;
     this.ended = true;
     this.context.leave(this);
+    if (this.generations.length > 0) this.context.options.onAnswered(this.record());
+  }
+
+  private record(): RequestRecord {
+    const { prompt_tokens, completion_tokens, prompt_tokens_details } = this.usage();
+    const first = this.timings.reduce((least, { firstEvent }) => Math.min(least, firstEvent || Infinity), Infinity);
+    return {
+      id: this.id,
+      choices: this.generations.length,
+      promptTokens: prompt_tokens,
+      cachedTokens: prompt_tokens_details.cached_tokens,
+      completionTokens: completion_tokens,
+      finishReasons: this.generations.map((_, choice) => this.finishReasons[choice] ?? null),
+      firstToken: first === Infinity ? null : first - this.arrived,
+      end: performance.now() - this.arrived,
+    };
   }
 }
 
@@ -125,15 +165,4 @@ async function startPrompt(runtime: RuntimeInterface, prompt: Prompt, request: C
   if (failed === undefined) return generations;
   for (const generation of generations) generation.abort();
   throw failed.reason;
-}
-
-async function collectAnswer(generation: Generation): Promise<Answer> {
-  const answer: Answer = { text: "", tokens: [], finishReason: null };
-  for await (const event of generation) {
-    answer.text += event.text;
-    for (const token of event.tokens) answer.tokens.push(token);
-    answer.finishReason = event.finishReason;
-    answer.stopReason = event.stopReason;
-  }
-  return answer;
 }

@@ -3,6 +3,7 @@ import { basename } from "node:path";
 import type { RuntimeInterface } from "../runtime/types.ts";
 import type { Choices } from "./choices.ts";
 import { HttpError } from "./errors.ts";
+import { Metrics } from "./metrics.ts";
 
 /** Gives the runtime, or null while the model is loading. */
 export type RuntimeHolder = () => RuntimeInterface | null;
@@ -18,8 +19,26 @@ export interface ServerOptions {
   maxChoices?: number;
   /** Seconds after which a client that reads nothing of its stream is cut off. */
   stallTimeoutSeconds?: number;
+  /** Keys of which every request must carry one; none: the server is open. */
+  apiKeys?: readonly string[];
+  /** Keys of the admin routes where they are not those of the users. */
+  adminKeys?: readonly string[];
+  /** Takes a record of each answered request, for the log. */
+  onAnswered?: (record: RequestRecord) => void;
   /** Shown by /server_info as `options`. */
   settings?: object;
+}
+
+/** What the log says of a request. Times in milliseconds from its arrival; null for what did not happen. */
+export interface RequestRecord {
+  id: string;
+  choices: number;
+  promptTokens: number;
+  cachedTokens: number;
+  completionTokens: number;
+  finishReasons: (string | null)[];
+  firstToken: number | null;
+  end: number;
 }
 
 export const defaultOptions: Required<ServerOptions> = {
@@ -28,6 +47,9 @@ export const defaultOptions: Required<ServerOptions> = {
   maxBodyBytes: 32 * 2 ** 20,
   maxChoices: 2048,
   stallTimeoutSeconds: 60,
+  apiKeys: [],
+  adminKeys: [],
+  onAnswered: () => {},
   settings: {},
 };
 
@@ -35,6 +57,7 @@ export class ServerContext {
   readonly options: Required<ServerOptions>;
   /** Requests that are being answered. */
   readonly active = new Set<Choices>();
+  readonly metrics = new Metrics();
   readonly started = Math.floor(Date.now() / 1000);
   draining = false;
   private whenIdle: (() => void) | null = null;

@@ -53,7 +53,7 @@ export async function eventStream(
     async pull(controller) {
       const sink = new Sink(controller, stallTimeoutSeconds * 1000);
       try {
-        await Promise.all(sources.map((source, choice) => forward(source, choice, format, sink)));
+        await Promise.all(sources.map((source, choice) => forward(source, choice, choices, format, sink)));
         await sink.send(format.close() + done);
         controller.close();
       } catch (error) {
@@ -69,11 +69,13 @@ export async function eventStream(
 async function forward(
   { iterator, first }: { iterator: AsyncIterator<GenerationEvent>; first: Promise<IteratorResult<GenerationEvent>> },
   choice: number,
+  choices: Choices,
   format: StreamFormat,
   sink: Sink,
 ): Promise<void> {
   let opening = true;
   for (let result = await first; !result.done; result = await iterator.next()) {
+    choices.note(choice, result.value);
     const sent = sink.send(format.event(choice, result.value, opening));
     if (sent !== undefined) await sent;
     opening = false;

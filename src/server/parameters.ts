@@ -1,6 +1,12 @@
 /** From the fields of a request to what the runtime is asked, and the refusal of what cannot be done yet. */
-import { type ChatMessage, type GenerationParameters, InvalidRequest, type Prompt } from "../runtime/types.ts";
-import { type ChatBody, type SamplingFields, show } from "./schemas.ts";
+import {
+  type ChatMessage,
+  type GenerationParameters,
+  InvalidRequest,
+  type Prompt,
+  type RuntimeInterface,
+} from "../runtime/types.ts";
+import { type ChatFields, type SamplingFields, show } from "./schemas.ts";
 
 const isZero = (value: unknown): boolean => value === 0;
 const isFalse = (value: unknown): boolean => value === false;
@@ -95,9 +101,21 @@ function wrapSeed(seed: number): number {
   return rest < 0 ? rest + span : rest;
 }
 
+/** The messages as a prompt, by the model's template. */
+export function chatPrompt(runtime: RuntimeInterface, body: ChatFields): Prompt {
+  if (!runtime.hasChatTemplate) {
+    throw new InvalidRequest("this model has no chat template, use /v1/completions", "messages");
+  }
+  return {
+    messages: chatMessages(body.messages),
+    addGenerationPrompt: body.add_generation_prompt ?? true,
+    templateArguments: body.chat_template_kwargs,
+  };
+}
+
 /** The messages as templates take them: text only, and "developer" as the "system" that templates know. */
-export function chatMessages(body: ChatBody): ChatMessage[] {
-  return body.messages.map(({ role, content, ...rest }, index) => ({
+function chatMessages(messages: ChatFields["messages"]): ChatMessage[] {
+  return messages.map(({ role, content, ...rest }, index) => ({
     ...rest,
     role: role === "developer" ? "system" : role,
     content: contentText(content, `messages[${index}].content`, role === "assistant"),

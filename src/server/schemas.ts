@@ -85,16 +85,17 @@ const message = object({
   tool_calls: z.array(z.record(z.string(), z.unknown()), { error: "must be an array of objects" }).optional(),
 });
 
-export const chatSchema = object({
-  ...openai,
-  messages: z
-    .array(message, { error: "must be an array of messages" })
-    .min(1, { error: "must have at least one message" })
-    .max(16384, { error: "must have at most 16384 messages" }),
-  max_completion_tokens: positive,
+const messages = z
+  .array(message, { error: "must be an array of messages" })
+  .min(1, { error: "must have at least one message" })
+  .max(16384, { error: "must have at most 16384 messages" });
+
+const chat = {
   add_generation_prompt: flag,
   chat_template_kwargs: z.record(z.string(), z.unknown(), { error: "must be an object" }).optional(),
-});
+};
+
+export const chatSchema = object({ ...openai, ...chat, messages, max_completion_tokens: positive });
 
 export const completionSchema = object({ ...openai, prompt: z.unknown().optional(), echo: flag });
 
@@ -113,10 +114,21 @@ export const generateSchema = object({
   rid: text().max(256, { error: "must be at most 256 characters long" }).optional(),
 });
 
+export const tokenizeSchema = object({
+  ...chat,
+  model: text().optional(),
+  prompt: z.unknown().optional(),
+  messages: messages.optional(),
+  return_token_strs: flag,
+  add_special_tokens: z.literal(true, { error: "can only be true" }).optional(),
+});
+
+export const abortSchema = object({ rid: text().optional(), abort_all: flag });
+
 export type SamplingFields = z.infer<z.ZodObject<typeof sampling>>;
 export type OpenAIFields = z.infer<z.ZodObject<typeof openai>>;
-export type ChatBody = z.infer<typeof chatSchema>;
-export type CompletionBody = z.infer<typeof completionSchema>;
+export type ChatFields = Pick<z.infer<typeof chatSchema>, "messages" | keyof typeof chat>;
+export type TokenizeBody = z.infer<typeof tokenizeSchema>;
 export type GenerateBody = z.infer<typeof generateSchema>;
 
 /**

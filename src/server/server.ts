@@ -6,6 +6,7 @@
 import { Hono } from "hono";
 import { type RuntimeHolder, ServerContext, type ServerOptions } from "./context.ts";
 import { errorResponse, HttpError } from "./errors.ts";
+import { apiKey } from "./middleware/api-key.ts";
 import { accessControl } from "./middleware/cors.ts";
 import { requestId } from "./middleware/request-id.ts";
 import { adminRoutes } from "./routes/admin.ts";
@@ -13,7 +14,9 @@ import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
 import { generateRoutes } from "./routes/generate.ts";
 import { healthRoutes } from "./routes/health.ts";
+import { metricsRoutes } from "./routes/metrics.ts";
 import { modelRoutes } from "./routes/models.ts";
+import { tokenizeRoutes } from "./routes/tokenize.ts";
 
 export type { RuntimeHolder, ServerOptions } from "./context.ts";
 
@@ -31,12 +34,16 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   const context = new ServerContext(runtime, options);
   const app = new Hono<Environment>();
   app.use(requestId);
-  if (context.options.corsOrigins.length > 0) app.use(accessControl(context.options.corsOrigins));
+  const { corsOrigins, apiKeys, adminKeys } = context.options;
+  if (corsOrigins.length > 0) app.use(accessControl(corsOrigins));
+  app.use(apiKey(apiKeys, adminKeys));
   healthRoutes(app, context);
   modelRoutes(app, context);
   chatRoutes(app, context);
   completionRoutes(app, context);
   generateRoutes(app, context);
+  tokenizeRoutes(app, context);
+  metricsRoutes(app, context);
   adminRoutes(app, context);
   app.notFound((c) => errorResponse(c, unknownRoute(app, c.req.method, c.req.path)));
   app.onError((error, c) => errorResponse(c, error));

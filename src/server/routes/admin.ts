@@ -1,7 +1,10 @@
 /** What operators, routers and SGLang's tools ask of a running server. */
 import type { Context, Hono } from "hono";
+import { InvalidRequest } from "../../runtime/types.ts";
+import { readObject } from "../body.ts";
 import type { ServerContext } from "../context.ts";
 import { HttpError } from "../errors.ts";
+import { abortSchema, parse } from "../schemas.ts";
 import type { Environment } from "../server.ts";
 import { version } from "./health.ts";
 
@@ -46,5 +49,14 @@ export function adminRoutes(app: Hono<Environment>, context: ServerContext): voi
   app.on(["GET", "POST"], "/flush_cache", async (c) => {
     if (await context.runtime().flushCache()) return c.json({ success: true, message: "the prefix cache is empty" });
     throw new HttpError(400, "the prefix cache is in use: requests are running or waiting", { code: "cache_in_use" });
+  });
+
+  /** Aborts the requests known as `rid` (the id of the answer, the x-request-id or SGLang's rid), or all. */
+  app.post("/abort_request", async (c) => {
+    const { rid, abort_all } = parse(abortSchema, await readObject(c.req.raw, context.options.maxBodyBytes));
+    if (rid === undefined && abort_all !== true) throw new InvalidRequest("rid is missing, or abort_all", "rid");
+    const found = [...context.active].filter(({ id }) => abort_all || id === rid || id.endsWith(`-${rid}`));
+    for (const choices of found) choices.abort();
+    return c.json({ aborted: found.length });
   });
 }

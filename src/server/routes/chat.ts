@@ -1,10 +1,9 @@
 /** /v1/chat/completions: https://platform.openai.com/docs/api-reference/chat */
 import type { Hono } from "hono";
-import { InvalidRequest } from "../../runtime/types.ts";
 import { readObject } from "../body.ts";
 import type { ServerContext } from "../context.ts";
 import { answer, type Dialect } from "../openai.ts";
-import { chatMessages, refuseUnsupported } from "../parameters.ts";
+import { chatPrompt, refuseUnsupported } from "../parameters.ts";
 import { chatSchema, parse } from "../schemas.ts";
 import type { Environment } from "../server.ts";
 
@@ -25,14 +24,7 @@ export function chatRoutes(app: Hono<Environment>, context: ServerContext): void
     const fields = await readObject(c.req.raw, context.options.maxBodyBytes);
     refuseUnsupported(fields);
     const body = parse(chatSchema, fields);
-    if (!runtime.hasChatTemplate) {
-      throw new InvalidRequest("this model has no chat template, use /v1/completions", "messages");
-    }
-    const prompt = {
-      messages: chatMessages(body),
-      addGenerationPrompt: body.add_generation_prompt ?? true,
-      templateArguments: body.chat_template_kwargs,
-    };
+    const prompt = chatPrompt(runtime, body);
     return answer(c, context, runtime, dialect, body, [prompt], body.max_completion_tokens ?? body.max_tokens);
   });
 }
