@@ -85,9 +85,12 @@ src/native/libraries.generated.ts: $(LIBRARIES) scripts/generate-libraries.ts no
 		null=$(BUILD)/libminisgl-null.so
 	@touch $@
 
+# Built beside the source maps that Bun writes as well, then moved: a running executable may be replaced, not overwritten.
 minisgl: src/native/libraries.generated.ts $(SOURCES) package.json
+	@mkdir -p $(BUILD)/executable
 	$(BUN) build --compile --minify --bytecode --sourcemap --format=esm \
-		--no-compile-autoload-dotenv --no-compile-autoload-bunfig $(ENTRIES) --outfile $@
+		--no-compile-autoload-dotenv --no-compile-autoload-bunfig $(ENTRIES) --outfile $(BUILD)/executable/$@
+	@mv $(BUILD)/executable/$@ $@
 
 # ---- what people run ----------------------------------------------------------------------------------------------------
 
