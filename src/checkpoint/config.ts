@@ -150,9 +150,10 @@ export function checkHeads(
 ): void {
   if (!Number.isInteger(headDim)) {
     throw new CheckpointError(
-      `${file}: hidden_size ${hiddenSize} is not a multiple of num_attention_heads ${numHeads}, and head_dim is not given`,
+      `${file}: head_dim is not given, and hidden_size ${hiddenSize} is not a multiple of num_attention_heads ${numHeads}`,
     );
   }
+  if (headDim < 2 || headDim > 1024) throw new CheckpointError(`${file}: head_dim ${headDim} is not from 2 to 1024`);
   if (headDim % 2 !== 0) throw new CheckpointError(`${file}: head_dim ${headDim} is odd; rotary embedding needs pairs`);
   if (numHeads % numKvHeads !== 0) {
     throw new CheckpointError(

@@ -2,6 +2,7 @@ import { type Architecture, checkHeads } from "./config.ts";
 import type { GgufFile, GgufTensor, GgufValue } from "./gguf.ts";
 import { PositionedFile } from "./read.ts";
 import { llama3FromFactors, stretchedLength, yarnScale } from "./rope.ts";
+import { refuseOverlaps } from "./safetensors.ts";
 import { CheckpointError, type ModelConfig, type RopeScaling, type TensorInfo } from "./types.ts";
 
 /** GGUF's architectures that are models here. Mistral's models come as `llama`, from which they do not differ. */
@@ -119,6 +120,7 @@ export function ggufTensors(file: GgufFile, metadata: Metadata): Map<string, Ten
       interleavedRows: metadata.architecture === "llama" && /\.attn_[qk]\.(weight|bias)$/.test(tensor.name),
     });
   }
+  refuseOverlaps([...tensors.values()], metadata.path);
   return tensors;
 }
 
@@ -141,7 +143,7 @@ export function ggufConfig(file: GgufFile, metadata: Metadata, tensors: Readonly
   if (embedding === undefined) throw new CheckpointError(`${metadata.path}: token_embd.weight is missing`);
   const numHeads = metadata.size("attention.head_count", 4096);
   const hiddenSize = metadata.size("embedding_length", 1 << 18);
-  const headDim = metadata.size("attention.key_length", 1024, hiddenSize / numHeads);
+  const headDim = metadata.parameter("attention.key_length") ?? hiddenSize / numHeads;
   const numKvHeads = metadata.size("attention.head_count_kv", 4096, numHeads);
   checkHeads({ hiddenSize, numHeads, numKvHeads, headDim }, metadata.path);
   for (const key of ["attention.value_length", "rope.dimension_count"]) {
