@@ -402,7 +402,7 @@ describe("errors and life cycle", () => {
     const read = async () => {
       for await (const _ of stream);
     };
-    expect(read()).rejects.toThrow("broken");
+    await expect(read()).rejects.toThrow("broken");
   });
 
   test("a client that leaves aborts its generations at once, streamed or not", async () => {

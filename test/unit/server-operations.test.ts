@@ -1,0 +1,196 @@
+/** What operators ask of the server: keys, metrics, aborts, loads. */
+import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import OpenAI from "openai";
+import type { RequestRecord } from "../../src/server/context.ts";
+import { FakeRuntime, hello, post, startServer } from "./support/fake-runtime.ts";
+
+const runtime = new FakeRuntime();
+const records: RequestRecord[] = [];
+const server = startServer(runtime, { onAnswered: (record) => records.push(record) });
+const get = (path: string) => fetch(new URL(path, server.url));
+const metric = async (line: string) => {
+  const text = await (await get("/metrics")).text();
+  const found = text.split("\n").find((candidate) => candidate.startsWith(`${line}{model_name="models/fake.gguf"`));
+  return Number(found?.split(" ").at(-1));
+};
+
+beforeEach(() => {
+  runtime.calls = [];
+  records.length = 0;
+  runtime.script = () => hello;
+});
+afterAll(() => server.stop());
+
+describe("keys", () => {
+  const guarded = startServer(runtime, { apiKeys: ["alpha", "beta"], adminKeys: ["root"] });
+  afterAll(() => guarded.stop());
+  const ask = (path: string, key: string | null, method = "GET") =>
+    fetch(new URL(path, guarded.url), {
+      method,
+      headers: key === null ? {} : { authorization: key },
+      ...(method === "POST" && { body: '{"prompt": "a", "rid": "x"}' }),
+    });
+
+  test("each of the keys opens, nothing else does", async () => {
+    for (const key of ["Bearer alpha", "bearer beta"]) expect((await ask("/v1/models", key)).status).toBe(200);
+    for (const key of [null, "", "Bearer", "Bearer ", "alpha", "Basic alpha", "Bearer alph", "Bearer alphaa"]) {
+      for (const [path, method] of [
+        ["/v1/models", "GET"],
+        ["/v1/completions", "POST"],
+        ["/server_info", "GET"],
+        ["/version", "GET"],
+        ["/nowhere", "GET"],
+      ]) {
+        const refused = await ask(path, key, method);
+        expect(refused.status).toBe(401);
+        expect(await refused.json()).toMatchObject({ error: { code: "invalid_api_key" } });
+      }
+    }
+    expect(runtime.calls).toEqual([]);
+  });
+
+  test("/health and /metrics are open", async () => {
+    for (const path of ["/health", "/metrics"]) expect((await ask(path, null)).status).toBe(200);
+  });
+
+  test("admin routes want the admin's key", async () => {
+    for (const path of ["/flush_cache", "/abort_request"]) {
+      expect((await ask(path, "Bearer alpha", "POST")).status).toBe(401);
+      expect((await ask(path, "Bearer root", "POST")).status).toBe(200);
+    }
+    expect((await ask("/v1/models", "Bearer root")).status).toBe(401);
+  });
+
+  test("openai clients send them", async () => {
+    const client = (apiKey: string) => new OpenAI({ baseURL: `${guarded.url}v1`, apiKey, maxRetries: 0 });
+    expect((await client("beta").models.list()).data).toHaveLength(1);
+    const refused = await client("gamma")
+      .models.list()
+      .then(
+        () => null,
+        (error) => error,
+      );
+    expect(refused).toBeInstanceOf(OpenAI.AuthenticationError);
+  });
+});
+
+describe("metrics and log", () => {
+  test("tokens, times and reasons are counted, streamed or not", async () => {
+    runtime.script = () => ({ ...hello, cachedTokens: 1, before: () => Bun.sleep(12) });
+    const before = await metric("vllm:generation_tokens_total");
+    const bodies = [{ prompt: "ab" }, { prompt: "ab", stream: true }, { prompt: "ab", max_tokens: 2 }];
+    for (const body of bodies) await (await post(server, "/v1/completions", body)).text();
+    expect((await metric("vllm:generation_tokens_total")) - before).toBe(8);
+    expect(await metric("vllm:prompt_tokens_total")).toBe(6);
+    expect(await metric("vllm:prefix_cache_hits_total")).toBe(3);
+    expect(await metric("sglang:cache_hit_rate")).toBe(0.5);
+    expect(await metric("vllm:time_to_first_token_seconds_count")).toBe(3);
+    expect(await metric("vllm:time_to_first_token_seconds_sum")).toBeGreaterThan(0.03);
+    expect(await metric("vllm:inter_token_latency_seconds_count")).toBe(5);
+    expect(await metric("vllm:e2e_request_latency_seconds_count")).toBe(3);
+    expect(await metric("vllm:num_requests_waiting")).toBe(1);
+    const text = await (await get("/metrics")).text();
+    expect(text).toContain('vllm:request_success_total{model_name="models/fake.gguf",finished_reason="length"} 1\n');
+    expect(text).toContain('vllm:request_success_total{model_name="models/fake.gguf",finished_reason="stop"} 2\n');
+  });
+
+  test("buckets are cumulative and every sample has its family", async () => {
+    const lines = (await (await get("/metrics")).text()).trimEnd().split("\n");
+    let family = "";
+    let last = 0;
+    for (const line of lines) {
+      if (line.startsWith("# TYPE ")) {
+        family = line.split(" ")[2];
+        last = 0;
+      } else if (!line.startsWith("#")) {
+        expect(line).toMatch(/^[a-z:_0-9]+\{[^}]*\} [-+.e0-9]+$/i);
+        expect(line).toStartWith(family);
+        if (!line.includes("_bucket")) continue;
+        const count = Number(line.split(" ").at(-1));
+        expect(count).toBeGreaterThanOrEqual(last);
+        last = count;
+      }
+    }
+  });
+
+  test("a record of each request goes to the log", async () => {
+    const headers = { "x-request-id": "r1" };
+    await (await post(server, "/v1/completions", { prompt: "ab", n: 2, stream: true }, { headers })).text();
+    expect(records).toEqual([
+      {
+        id: "cmpl-r1",
+        choices: 2,
+        promptTokens: 2,
+        cachedTokens: 0,
+        completionTokens: 6,
+        finishReasons: ["stop", "stop"],
+        firstToken: expect.any(Number),
+        end: expect.any(Number),
+      },
+    ]);
+    expect(records[0].end).toBeGreaterThanOrEqual(records[0].firstToken!);
+  });
+});
+
+describe("routes", () => {
+  test("/tokenize and /detokenize are inverse, alone and in lists, with messages too", async () => {
+    const tokenize = async (body: object) =>
+      (await (await post(server, "/tokenize", body)).json()) as {
+        tokens: number[];
+        count: number;
+        token_strs: string[];
+      };
+    expect(await tokenize({ prompt: "ab", return_token_strs: true })).toEqual({
+      tokens: [97, 98],
+      count: 2,
+      max_model_len: 4096,
+      token_strs: ["a", "b"],
+    } as never);
+    expect(await tokenize({ prompt: ["ab", "c"] })).toMatchObject({ tokens: [[97, 98], [99]], count: [2, 1] });
+    const { tokens } = await tokenize({ messages: [{ role: "user", content: "hi" }] });
+    const texts = await (await post(server, "/detokenize", { tokens })).json();
+    expect(texts).toEqual({ prompt: "user:hi\n", text: "user:hi\n" });
+    expect(await (await post(server, "/detokenize", { tokens: [[97], [98]] })).json()).toMatchObject({
+      text: ["a", "b"],
+    });
+    for (const [path, body] of [
+      ["/tokenize", {}],
+      ["/tokenize", { prompt: 5 }],
+      ["/tokenize", { prompt: "a", add_special_tokens: false }],
+      ["/detokenize", {}],
+      ["/detokenize", { tokens: [-1] }],
+      ["/detokenize", { tokens: ["a"] }],
+    ] as const) {
+      expect((await post(server, path, body)).status).toBe(400);
+    }
+  });
+
+  test("/abort_request ends a request by its id, or all", async () => {
+    runtime.script = () => ({ ...hello, before: () => new Promise(() => {}) });
+    const start = (id: string) => post(server, "/v1/completions", { prompt: "a" }, { headers: { "x-request-id": id } });
+    const running = ["one", "two", "three"].map(start);
+    while (runtime.calls.length < 3) await Bun.sleep(1);
+    const abort = async (body: object) => (await post(server, "/abort_request", body)).json();
+    expect(await abort({ rid: "nobody" })).toEqual({ aborted: 0 });
+    expect(await abort({ rid: "two" })).toEqual({ aborted: 1 });
+    const answer = (await (await running[1]).json()) as { choices: { finish_reason: string }[] };
+    expect(answer.choices[0].finish_reason).toBe("abort");
+    expect(await abort({ abort_all: true })).toEqual({ aborted: 2 });
+    await Promise.all(running);
+    expect((await post(server, "/abort_request", {})).status).toBe(400);
+  });
+
+  test("/v1/loads has SGLang's shape", async () => {
+    expect(await (await get("/v1/loads")).json()).toMatchObject({
+      dp_rank_count: 1,
+      loads: [{ dp_rank: 0, num_running_reqs: 0, num_waiting_reqs: 1, num_used_tokens: 2, max_total_num_tokens: 4096 }],
+    });
+  });
+
+  test("/health_generate makes a token", async () => {
+    expect((await get("/health_generate")).status).toBe(200);
+    expect(runtime.calls[0].parameters).toMatchObject({ maxTokens: 1 });
+    runtime.script = () => ({ ...hello, pieces: [] });
+    expect((await get("/health_generate")).status).toBe(503);
+  });
+});
