@@ -44,7 +44,11 @@ class Contexts {
   /** Attention of one position in float64. */
   reference(sequence: number, position: number): number[] {
     const { heads, kvHeads, headDim } = this.shape;
-    const [q, k, v] = [this.queries, this.keys, this.values].map((all) => all[sequence]) as [Float64Array, Float64Array, Float64Array];
+    const [q, k, v] = [this.queries, this.keys, this.values].map((all) => all[sequence]) as [
+      Float64Array,
+      Float64Array,
+      Float64Array,
+    ];
     const out: number[] = [];
     for (let h = 0; h < heads; h++) {
       const kv = Math.floor((h * kvHeads) / heads);
@@ -60,7 +64,8 @@ class Contexts {
       const total = weights.reduce((a, b) => a + b, 0);
       for (let d = 0; d < headDim; d++) {
         let sum = 0;
-        weights.forEach((w, t) => (sum += w * (v[(t * kvHeads + kv) * headDim + d] as number)));
+        for (let t = 0; t <= position; t++)
+          sum += (weights[t] as number) * (v[(t * kvHeads + kv) * headDim + d] as number);
         out.push(sum / total);
       }
     }
@@ -98,7 +103,12 @@ function fillPool(on: Device, contexts: Contexts, pageSize: number): Pool {
 }
 
 /** One step over [sequence, start, count]; returns out[tokens, heads * headDim]. */
-function attend(on: Device, contexts: Contexts, pool: Pool, step: readonly (readonly [number, number, number])[]): Tensor {
+function attend(
+  on: Device,
+  contexts: Contexts,
+  pool: Pool,
+  step: readonly (readonly [number, number, number])[],
+): Tensor {
   const { shape } = contexts;
   const width = shape.heads * shape.headDim;
   const stepRows: StepRow[] = step.map(([slot, start, count]) => {
@@ -124,7 +134,13 @@ const shapes: HeadShape[] = [
   { heads: 9, kvHeads: 3, headDim: 64 },
   { heads: 2, kvHeads: 2, headDim: 128 },
   { heads: 8, kvHeads: 1, headDim: 256 },
-  ...(exact ? [{ heads: 6, kvHeads: 3, headDim: 72 }, { heads: 14, kvHeads: 2, headDim: 80 }, { heads: 5, kvHeads: 1, headDim: 20 }] : []),
+  ...(exact
+    ? [
+        { heads: 6, kvHeads: 3, headDim: 72 },
+        { heads: 14, kvHeads: 2, headDim: 80 },
+        { heads: 5, kvHeads: 1, headDim: 20 },
+      ]
+    : []),
 ];
 
 describe.each(shapes)("attention with %o", (shape) => {
@@ -133,7 +149,13 @@ describe.each(shapes)("attention with %o", (shape) => {
   test.each(cacheTypes)("equals the formula, cache of dtype %d", (cache) => {
     const contexts = new Contexts(shape, cache, [1, 300, 64, 90, 63]);
     const pool = fillPool(device, contexts, 16);
-    const step = [[0, 0, 1], [1, 299, 1], [2, 63, 1], [3, 0, 90], [4, 60, 3]] as const;
+    const step = [
+      [0, 0, 1],
+      [1, 299, 1],
+      [2, 63, 1],
+      [3, 0, 90],
+      [4, 60, 3],
+    ] as const;
     const actual = get(device, attend(device, contexts, pool, step));
     const expected = step.flatMap(([sequence, start, count]) =>
       Array.from({ length: count }, (_, i) => contexts.reference(sequence, start + i)).flat(),
@@ -147,7 +169,10 @@ describe.each(shapes)("attention with %o", (shape) => {
   let whole: Tensor;
   beforeAll(() => {
     pool = fillPool(device, contexts, 1);
-    whole = attend(device, contexts, pool, [[0, 0, 700], [1, 0, 65]]);
+    whole = attend(device, contexts, pool, [
+      [0, 0, 700],
+      [1, 0, 65],
+    ]);
   });
   const row = (tensor: Tensor, first: number, last = first + 1) => bits(device, rows(tensor, first, last));
 
@@ -165,8 +190,17 @@ describe.each(shapes)("attention with %o", (shape) => {
   });
 
   test("chunks have the bits of the whole", () => {
-    for (const [start, count] of [[0, 5], [5, 250], [255, 3], [258, 442], [690, 10]] as const) {
-      const chunk = attend(device, contexts, pool, [[1, 64, 1], [0, start, count]]);
+    for (const [start, count] of [
+      [0, 5],
+      [5, 250],
+      [255, 3],
+      [258, 442],
+      [690, 10],
+    ] as const) {
+      const chunk = attend(device, contexts, pool, [
+        [1, 64, 1],
+        [0, start, count],
+      ]);
       expect(row(chunk, 0)).toBe(row(whole, 764));
       expect(row(chunk, 1, count + 1)).toBe(row(whole, start, start + count));
     }
@@ -174,7 +208,10 @@ describe.each(shapes)("attention with %o", (shape) => {
 
   test.each([3, 16, 1024])("pages of %d tokens change nothing", (pageSize) => {
     const paged = fillPool(device, contexts, pageSize);
-    const again = attend(device, contexts, paged, [[0, 0, 700], [1, 0, 65]]);
+    const again = attend(device, contexts, paged, [
+      [0, 0, 700],
+      [1, 0, 65],
+    ]);
     expect(bits(device, again)).toBe(bits(device, whole));
     expect(row(attend(device, contexts, paged, [[0, 699, 1]]), 0)).toBe(row(whole, 699));
   });
@@ -182,7 +219,10 @@ describe.each(shapes)("attention with %o", (shape) => {
   test("the number of threads changes nothing", () => {
     for (const threads of [1, 2, 3]) {
       const other = openDevice(threads);
-      const again = attend(other, contexts, fillPool(other, contexts, 16), [[0, 0, 700], [1, 0, 65]]);
+      const again = attend(other, contexts, fillPool(other, contexts, 16), [
+        [0, 0, 700],
+        [1, 0, 65],
+      ]);
       expect(bits(other, again)).toBe(bits(device, whole));
       other.close();
     }

@@ -47,7 +47,10 @@ describe.each([1, 64, 576, 1000, 4096])("rows of %d", (size) => {
     const residual = put(device, before, [tokens, size]);
     const result = device.tensor(activation, [tokens, size]);
     addRmsNorm(device, result, residual, put(device, x, [tokens, size]), put(device, weight, [size]), epsilon);
-    const sums = rounded(Float64Array.from(before, (value, i) => value + (x[i] as number)), activation);
+    const sums = rounded(
+      Float64Array.from(before, (value, i) => value + (x[i] as number)),
+      activation,
+    );
     expect(relativeError(get(device, residual), sums)).toBeLessThan(tolerance(activation));
     expect(relativeError(get(device, result), normalized(sums, weight))).toBeLessThan(tolerance(activation));
   });
@@ -93,7 +96,13 @@ interface Heads {
 }
 
 /** rotary_store in float64: the queries [tokens, heads * headDim] and the keys and values [tokens, kvHeads * headDim]. */
-function storeReference(shape: Heads, qkv: Float64Array, positions: number[], table: Float64Array, norms: Float64Array[]) {
+function storeReference(
+  shape: Heads,
+  qkv: Float64Array,
+  positions: number[],
+  table: Float64Array,
+  norms: Float64Array[],
+) {
   const { heads, kvHeads, headDim, rotaryDim, norm } = shape;
   const half = rotaryDim / 2;
   const width = (heads + 2 * kvHeads) * headDim;
@@ -102,11 +111,14 @@ function storeReference(shape: Heads, qkv: Float64Array, positions: number[], ta
     for (let h = 0; h < heads + 2 * kvHeads; h++) {
       const part = h < heads ? 0 : h < heads + kvHeads ? 1 : 2;
       let x = qkv.slice(token * width + h * headDim, token * width + (h + 1) * headDim);
-      if (norm && part < 2) x = normalized(x, norms[part] as Float64Array);
+      if (norm && part < 2) x = new Float64Array(normalized(x, norms[part] as Float64Array));
       const y = x.slice();
       for (let i = 0; i < half && part < 2; i++) {
         const [a, b] = [x[i] as number, x[i + half] as number];
-        const [cos, sin] = [table[position * rotaryDim + i] as number, table[position * rotaryDim + half + i] as number];
+        const [cos, sin] = [
+          table[position * rotaryDim + i] as number,
+          table[position * rotaryDim + half + i] as number,
+        ];
         y[i] = a * cos - b * sin;
         y[i + half] = b * cos + a * sin;
       }
@@ -141,7 +153,11 @@ describe.each<Heads>([
   const normTensors = norms.map((weight) => (norm ? put(device, weight, [headDim]) : null));
 
   const run = (first: number, last: number) => {
-    const part = { ...step, positions: rows(step.positions, first, last), cacheRows: rows(step.cacheRows, first, last) };
+    const part = {
+      ...step,
+      positions: rows(step.positions, first, last),
+      cacheRows: rows(step.cacheRows, first, last),
+    };
     const [qNorm, kNorm] = normTensors as [typeof input | null, typeof input | null];
     const target = rows(q, first, last);
     rotaryStore(device, target, keys, values, rows(input, first, last), part, rotary, qNorm, kNorm, shape, epsilon);

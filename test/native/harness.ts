@@ -61,7 +61,8 @@ export function decode(bytes: ArrayBuffer, dtype: DType): Float64Array {
 }
 
 /** What is left of values once they are kept in a dtype. */
-export const rounded = (values: ArrayLike<number>, dtype: DType) => decode(encode(values, dtype).buffer as ArrayBuffer, dtype);
+export const rounded = (values: ArrayLike<number>, dtype: DType) =>
+  decode(encode(values, dtype).buffer as ArrayBuffer, dtype);
 
 export function put(device: Device, values: ArrayLike<number>, shape: readonly number[], dtype = activation): Tensor {
   const tensor = device.tensor(dtype, shape);
@@ -92,7 +93,10 @@ export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<num
 /** Rows first .. last - 1 of a tensor [rows, ...]. */
 export function rows(tensor: Tensor, first: number, last: number): Tensor {
   const rest = tensor.shape.slice(1);
-  const rowBytes = bytesOf(tensor.dtype, rest.reduce((product, length) => product * length, 1));
+  const rowBytes = bytesOf(
+    tensor.dtype,
+    rest.reduce((product, length) => product * length, 1),
+  );
   return new Tensor((tensor.pointer + first * rowBytes) as Pointer, tensor.dtype, [last - first, ...rest]);
 }
 
@@ -151,7 +155,10 @@ export function expandStep(
     contextLengths: Int32Array.from(step, (row) => row.start + row.count),
   };
   if (batch.decodeSequences < 0) batch.decodeSequences = step.length;
-  const tables = [put(device, tokenTable, [slots, length], DType.I32), put(device, pageTable, [slots, stride], DType.I32)];
+  const tables = [
+    put(device, tokenTable, [slots, length], DType.I32),
+    put(device, pageTable, [slots, stride], DType.I32),
+  ];
   const [tokenTensor, pageTensor] = tables as [Tensor, Tensor];
   const rowsPointer = putInts(device, sequenceRows).pointer;
   expand(device, batch, rowsPointer, tokenTensor, pageTensor, step.length, tokens, pageSize);
