@@ -205,12 +205,12 @@ describe("an abort", () => {
   });
 
   test("wakes a consumer that waits", async () => {
-    const slow = await startEcho({ maxSequenceLength: 1e6 }, { stepMilliseconds: 300 });
+    const slow = await startEcho({ maxSequenceLength: 1e6 }, { stepMilliseconds: 1000 });
     const generation = await slow.generate(prompt("ab"), {});
     const started = performance.now();
     setTimeout(() => generation.abort(), 5);
     expect((await read(generation)).last.finishReason).toBe("abort");
-    expect(performance.now() - started).toBeLessThan(250);
+    expect(performance.now() - started).toBeLessThan(900);
     await slow.stop();
   });
 });
@@ -315,9 +315,9 @@ describe("encode and decode", () => {
   });
 
   test("short prompts overtake a long one on another thread, whatever the threads did before", async () => {
-    await runtime.encode({ text: "word ".repeat(200_000) });
+    await runtime.encode({ text: "word ".repeat(40_000) });
     const order: string[] = [];
-    const long = runtime.encode({ text: "word ".repeat(100_000) }).then(() => order.push("long"));
+    const long = runtime.encode({ text: "word ".repeat(20_000) }).then(() => order.push("long"));
     const short = runtime.encode({ text: "short" }).then(() => order.push("short"));
     await Promise.all([long, short]);
     expect(order).toEqual(["short", "long"]);
