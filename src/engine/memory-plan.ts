@@ -19,7 +19,7 @@ function deviceDefaults(gpu: boolean): DeviceDefaults {
 }
 
 /** What a CPU gives the KV pool at the least, and the share of the free memory that a whole context may take there. */
-const CPU_POOL_BYTES = 2 ** 30;
+const CPU_POOL_BYTES = 2 ** 29;
 const CPU_CONTEXT_SHARE = 0.25;
 
 /** Sizes that are known before anything is allocated. */
