@@ -1,51 +1,77 @@
-/** A trie of all stop strings with the links of Aho and Corasick: one step a character, however many there are. */
+/**
+ * A trie of all stop strings with the links of Aho and Corasick (https://doi.org/10.1145/360825.360855): about one step
+ * a character, however many and long they are. Node 0 is the root; typed arrays keep a node small, since stop strings
+ * come with requests.
+ */
 class StopAutomaton {
-  /** Node 0 is the root. */
-  readonly #next: Map<number, number>[] = [new Map()];
-  readonly #parentLink: number[] = [0];
   /** Characters on the way from the root: the longest beginning of a stop string that the text ends with. */
-  readonly depth: number[] = [0];
-  /** The longest stop string that ends at the node, or null. */
-  readonly match: (string | null)[] = [null];
+  readonly depth: Int32Array;
+  readonly #parent: Int32Array;
+  /** The character that leads to a node. */
+  readonly #code: Uint16Array;
+  /** The node of the longest proper end that begins a stop string too. */
+  readonly #link: Int32Array;
+  /** Index of the longest stop string that ends at a node, or -1. */
+  readonly #match: Int32Array;
+  /** Children by parent * 65536 + code. A child that was made right after its parent stands there without an entry. */
+  readonly #children = new Map<number, number>();
+  #size = 1;
+  /** 1 where a stop string begins with a character of this low byte: most characters need no further look. */
+  readonly #begins = new Uint8Array(256);
 
-  constructor(stops: readonly string[]) {
-    for (const stop of stops) this.#insert(stop);
-    const queue = [...this.#next[0].values()];
-    for (let head = 0; head < queue.length; head++) {
-      const node = queue[head];
-      for (const [code, child] of this.#next[node]) {
-        const link = this.step(this.#parentLink[node], code);
-        this.#parentLink[child] = link;
-        this.match[child] ??= this.match[link];
-        queue.push(child);
-      }
+  constructor(readonly stops: readonly string[]) {
+    const most = stops.reduce((sum, stop) => sum + stop.length, 1);
+    this.depth = new Int32Array(most);
+    this.#parent = new Int32Array(most).fill(-1);
+    this.#code = new Uint16Array(most);
+    this.#link = new Int32Array(most);
+    this.#match = new Int32Array(most).fill(-1);
+    for (let i = 0; i < stops.length; i++) this.#insert(i);
+    // Links lead to nodes of smaller depth, so nodes are taken in the order of depth.
+    const order = Array.from({ length: this.#size }, (_, node) => node).sort((a, b) => this.depth[a] - this.depth[b]);
+    for (const node of order) {
+      if (this.depth[node] > 1) this.#link[node] = this.step(this.#link[this.#parent[node]], this.#code[node]);
+      if (this.#match[node] < 0) this.#match[node] = this.#match[this.#link[node]];
     }
   }
 
-  #insert(stop: string): void {
+  #insert(index: number): void {
+    const stop = this.stops[index];
+    this.#begins[stop.charCodeAt(0) & 255] = 1;
     let node = 0;
     for (let i = 0; i < stop.length; i++) {
       const code = stop.charCodeAt(i);
-      let child = this.#next[node].get(code);
-      if (child === undefined) {
-        child = this.#next.length;
-        this.#next.push(new Map());
-        this.#parentLink.push(0);
-        this.depth.push(i + 1);
-        this.match.push(null);
-        this.#next[node].set(code, child);
+      let child = this.#child(node, code);
+      if (child < 0) {
+        child = this.#size++;
+        this.#parent[child] = node;
+        this.#code[child] = code;
+        this.depth[child] = i + 1;
+        if (child !== node + 1) this.#children.set(node * 65536 + code, child);
       }
       node = child;
     }
-    this.match[node] = stop;
+    this.#match[node] = index;
+  }
+
+  #child(node: number, code: number): number {
+    const next = node + 1;
+    if (this.#parent[next] === node && this.#code[next] === code) return next;
+    return this.#children.get(node * 65536 + code) ?? -1;
   }
 
   step(from: number, code: number): number {
-    for (let node = from; ; node = this.#parentLink[node]) {
-      const child = this.#next[node].get(code);
-      if (child !== undefined) return child;
+    if (from === 0 && this.#begins[code & 255] === 0) return 0;
+    for (let node = from; ; node = this.#link[node]) {
+      const child = this.#child(node, code);
+      if (child >= 0) return child;
       if (node === 0) return 0;
     }
+  }
+
+  /** The longest stop string that ends here. */
+  match(node: number): string | null {
+    return this.#match[node] < 0 ? null : this.stops[this.#match[node]];
   }
 }
 
@@ -73,7 +99,7 @@ export class StopMatcher {
     const automaton = this.#automaton;
     for (let i = 0; i < piece.length; i++) {
       this.#node = automaton.step(this.#node, piece.charCodeAt(i));
-      const match = automaton.match[this.#node];
+      const match = automaton.match(this.#node);
       if (match === null) continue;
       const text = this.#held + piece.slice(0, i + 1);
       this.#held = "";
