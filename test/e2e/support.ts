@@ -119,6 +119,12 @@ export class TestServer {
     }
   }
 
+  /** Seconds of processor time used so far, by all threads. */
+  processorTime(): number {
+    const fields = readFileSync(`/proc/${this.process.pid}/stat`, "utf8").split(") ")[1].split(" ");
+    return (Number(fields[11]) + Number(fields[12])) / 100;
+  }
+
   /** Resident memory in bytes. */
   memory(): number {
     return Number(readFileSync(`/proc/${this.process.pid}/statm`, "utf8").split(" ")[1]) * 4096;
