@@ -1,16 +1,19 @@
 /** Reads request bodies: bounded in size and depth, and refused with a reason where they are not JSON. */
+import type { Context } from "hono";
 import { InvalidRequest } from "../runtime/types.ts";
 import { HttpError } from "./errors.ts";
+import type { Environment } from "./server.ts";
 
 /** Nesting that no honest request reaches; what lies below walks values recursively. */
 const maxDepth = 64;
 
 /**
- * The JSON object in the request's body, its null fields left out: OpenAI's clients send null for "not given".
+ * The JSON object in the request's body. From here on the answer may take as long as it takes.
  * @throws HttpError 413, InvalidRequest
  */
-export async function readObject(request: Request, maxBytes: number): Promise<Record<string, unknown>> {
-  const text = decode(await readBytes(request, maxBytes));
+export async function readObject(c: Context<Environment>, maxBytes: number): Promise<Record<string, unknown>> {
+  const text = decode(await readBytes(c.req.raw, maxBytes));
+  c.env.untimed?.();
   if (deeperThan(text, maxDepth)) throw new InvalidRequest(`the body is nested deeper than ${maxDepth} levels`);
   let value: unknown;
   try {

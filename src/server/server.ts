@@ -21,7 +21,16 @@ import { tokenizeRoutes } from "./routes/tokenize.ts";
 export type { RuntimeHolder, ServerOptions } from "./context.ts";
 
 /** What every handler finds in its Hono context. */
-export type Environment = { Variables: { requestId: string } };
+export type Environment = {
+  Bindings: {
+    /** Takes the idle timeout off the connection. */
+    untimed?: () => void;
+  };
+  Variables: { requestId: string };
+};
+
+/** Seconds after which a connection is closed on which nothing happens: no request, or half of one. */
+const idleTimeout = 60;
 
 /** The app, and the state that its life cycle needs. */
 export interface Server {
@@ -82,16 +91,16 @@ export interface RunningServer extends Server {
  */
 export function serve(
   runtime: RuntimeHolder,
-  options: ServerOptions & { hostname: string; port: number },
+  options: ServerOptions & { hostname: string; port: number; idleTimeoutSeconds?: number },
 ): RunningServer {
   const { app, context } = createServer(runtime, options);
   const server = Bun.serve({
     hostname: options.hostname,
     port: options.port,
     development: false,
-    fetch: (request) => app.fetch(request),
     // A stream may be silent for as long as a prompt is computed; readers that stall are cut off in event-stream.ts.
-    idleTimeout: 0,
+    fetch: (request, server) => app.fetch(request, { untimed: () => server.timeout(request, 0) }),
+    idleTimeout: options.idleTimeoutSeconds ?? idleTimeout,
     // body.ts enforces the limit: here it would end in an answer without a reason.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
   });

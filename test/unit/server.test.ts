@@ -474,6 +474,27 @@ describe("errors and life cycle", () => {
     await open.stop();
   });
 
+  test("a request that never ends is cut off, an answer that takes its time is not", async () => {
+    const patient = startServer(runtime, { idleTimeoutSeconds: 1 });
+    runtime.script = () => ({ ...hello, before: (index) => (index === 0 ? Bun.sleep(6000) : undefined) });
+    const answer = post(patient, "/v1/completions", { prompt: "a" });
+    const closed = Promise.withResolvers<void>();
+    await Bun.connect({
+      hostname: patient.hostname,
+      port: patient.port,
+      socket: {
+        open: (socket) => {
+          socket.write('POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"prompt": ');
+        },
+        data() {},
+        close: () => closed.resolve(),
+      },
+    });
+    await closed.promise;
+    expect((await answer).status).toBe(200);
+    await patient.stop();
+  }, 20_000);
+
   test("a reader that stalls is cut off, and memory stays bounded meanwhile", async () => {
     const patient = startServer(runtime, { stallTimeoutSeconds: 0.3 });
     let produced = 0;

@@ -53,7 +53,7 @@ export function adminRoutes(app: Hono<Environment>, context: ServerContext): voi
 
   /** Aborts the requests known as `rid` (the id of the answer, the x-request-id or SGLang's rid), or all. */
   app.post("/abort_request", async (c) => {
-    const { rid, abort_all } = parse(abortSchema, await readObject(c.req.raw, context.options.maxBodyBytes));
+    const { rid, abort_all } = parse(abortSchema, await readObject(c, context.options.maxBodyBytes));
     if (rid === undefined && abort_all !== true) throw new InvalidRequest("rid is missing, or abort_all", "rid");
     const found = [...context.active].filter(({ id }) => abort_all || id === rid || id.endsWith(`-${rid}`));
     for (const choices of found) choices.abort();

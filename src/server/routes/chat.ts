@@ -21,7 +21,7 @@ const dialect: Dialect = {
 export function chatRoutes(app: Hono<Environment>, context: ServerContext): void {
   app.post("/v1/chat/completions", async (c) => {
     const runtime = context.runtime();
-    const fields = await readObject(c.req.raw, context.options.maxBodyBytes);
+    const fields = await readObject(c, context.options.maxBodyBytes);
     refuseUnsupported(fields);
     const body = parse(chatSchema, fields);
     const prompt = chatPrompt(runtime, body);

@@ -26,7 +26,7 @@ function dialect(echoed: (choice: number) => string): Dialect {
 export function completionRoutes(app: Hono<Environment>, context: ServerContext): void {
   app.post("/v1/completions", async (c) => {
     const runtime = context.runtime();
-    const fields = await readObject(c.req.raw, context.options.maxBodyBytes);
+    const fields = await readObject(c, context.options.maxBodyBytes);
     refuseUnsupported(fields);
     const body = parse(completionSchema, fields);
     const prompts = completionPrompts(body.prompt);

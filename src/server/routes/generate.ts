@@ -12,7 +12,7 @@ import type { Environment } from "../server.ts";
 export function generateRoutes(app: Hono<Environment>, context: ServerContext): void {
   app.post("/generate", async (c) => {
     const runtime = context.runtime();
-    const fields = await readObject(c.req.raw, context.options.maxBodyBytes);
+    const fields = await readObject(c, context.options.maxBodyBytes);
     refuseUnsupported(fields);
     const body = parse(generateSchema, fields);
     const sampling = body.sampling_params ?? {};

@@ -10,7 +10,7 @@ import type { Environment } from "../server.ts";
 export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): void {
   app.post("/tokenize", async (c) => {
     const runtime = context.runtime();
-    const body = parse(tokenizeSchema, await readObject(c.req.raw, context.options.maxBodyBytes));
+    const body = parse(tokenizeSchema, await readObject(c, context.options.maxBodyBytes));
     context.modelName(runtime, body.model);
     const lists = await Promise.all(promptsOf(runtime, body).map((prompt) => runtime.encode(prompt)));
     const list = Array.isArray(body.prompt);
@@ -25,7 +25,7 @@ export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): 
 
   app.post("/detokenize", async (c) => {
     const runtime = context.runtime();
-    const { tokens } = await readObject(c.req.raw, context.options.maxBodyBytes);
+    const { tokens } = await readObject(c, context.options.maxBodyBytes);
     const texts = tokenPrompts(tokens, "tokens").map((prompt) =>
       runtime.decode("tokens" in prompt ? prompt.tokens : []),
     );

@@ -151,7 +151,10 @@ export class FakeRuntime implements RuntimeInterface {
 }
 
 /** A server over a fake runtime on a free port. */
-export function startServer(runtime: FakeRuntime | null, options: ServerOptions = {}): RunningServer {
+export function startServer(
+  runtime: FakeRuntime | null,
+  options: ServerOptions & { idleTimeoutSeconds?: number } = {},
+): RunningServer {
   return serve(() => runtime, { hostname: "127.0.0.1", port: 0, ...options });
 }
 
