@@ -11,8 +11,9 @@ import { formatReport, passes, type Report, reportJson } from "../bench/report.t
 import { measureLimits, modelCost, type Roofline } from "../bench/roofline.ts";
 import { benchServe } from "../bench/serve.ts";
 import { openCheckpoint } from "../checkpoint/open.ts";
+import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { Runtime } from "../runtime/runtime.ts";
-import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
+import type { SpawnWorker } from "../runtime/types.ts";
 import { serve as listen } from "../server/server.ts";
 import { type EngineFlags, engineFlags, toRuntimeOptions } from "./options.ts";
 import { startRuntime } from "./runtime.ts";
@@ -37,7 +38,7 @@ export function addBench(program: Command, spawn: SpawnWorker): void {
   addLatency(bench, spawn);
   addPrefill(bench, spawn);
   addServe(bench, spawn);
-  addHost(bench, spawn);
+  addHost(bench);
   bench.command("client", { hidden: true }).action(answerJob);
 }
 
@@ -98,43 +99,60 @@ function addServe(bench: Command, spawn: SpawnWorker): void {
     .action(async (flags: Flags<WorkloadFlags & { compare: boolean }>) => {
       await measure(flags, spawn, (runtime, roofline) =>
         withServer(runtime, (url) => {
-          const options = { ...flags, url, model: runtime.info.model, client: clientCommand() };
+          const options = { ...flags, url, model: runtime.info.model, client: [...thisProgram(), "bench", "client"] };
           return benchServe(runtime, options, roofline);
         }),
       );
     });
 }
 
-function addHost(bench: Command, spawn: SpawnWorker): void {
+/** Options of the engine that change what the host does. */
+const HOST_OPTIONS = ["model", "pageSize", "cache", "disableOverlap"];
+/** With 256 streams, this is 51,200 tokens a second. */
+const PACED_STEP_MICROSECONDS = 5000;
+
+function addHost(bench: Command): void {
   const description = "what the host costs: the whole program over a device that computes nothing";
-  benchmark(bench, "host", description)
+  const options = engineFlags().filter((option) => HOST_OPTIONS.includes(option.attributeName()));
+  benchmark(bench, "host", description, options)
     .option("--tokens <n>", "tokens of each HTTP stream", integer(2), 1000)
     .action(async (flags: Flags<{ tokens: number }>) => {
       const dummy = flags.model === undefined ? writeDummyModel() : null;
       try {
-        const model = dummy?.path ?? flags.model;
-        const options = { ...toRuntimeOptions({ ...flags, model, device: "null" }), dummyWeight: true };
-        await runHost(options, flags, spawn);
+        await runHost(dummy?.path ?? (flags.model as string), flags);
       } finally {
         dummy?.remove();
       }
     });
 }
 
-async function runHost(options: RuntimeOptions, flags: Flags<{ tokens: number }>, spawn: SpawnWorker): Promise<void> {
-  const step = await benchStep(options);
-  const runtime = await startRuntime(options, spawn);
-  try {
-    const streams = await withServer(runtime, (url) => benchStreams(runtime, url, clientCommand(), flags.tokens));
-    const groups = [
-      { name: "scheduler", figures: step },
-      { name: "server", figures: streams },
-    ];
-    const description = "the whole program over a device that computes nothing";
-    print({ benchmark: "host", description, model: runtime.info, groups }, flags);
-  } finally {
-    await runtime.stop();
-  }
+async function runHost(model: string, flags: Flags<{ tokens: number }>): Promise<void> {
+  const { pageSize, cache, disableOverlap, tokens } = flags;
+  const overlap = disableOverlap !== true;
+  const { config } = await openCheckpoint(model, { requireWeights: false });
+  const step = await benchStep({
+    ...DEFAULT_OPTIONS,
+    model,
+    device: "null",
+    dummyWeight: true,
+    pageSize,
+    cache,
+    overlap,
+  });
+  const serve = ["serve", "--model", model, "--device", "null", "--dummy-weight", "--port", "0"];
+  const command = [...thisProgram(), ...serve, "--page-size", `${pageSize}`, "--cache", cache];
+  if (!overlap) command.push("--disable-overlap");
+  const server = { command, model, vocabularySize: config.vocabularySize, tokens };
+  const groups = [
+    { name: "scheduler", figures: step },
+    { name: "server, flat out", figures: await benchStreams({ ...server, stepMicroseconds: 0 }) },
+    {
+      name: `server, a step in ${PACED_STEP_MICROSECONDS / 1000} ms`,
+      figures: await benchStreams({ ...server, stepMicroseconds: PACED_STEP_MICROSECONDS }),
+    },
+  ];
+  const description = `Qwen3-0.6B's shapes over a device that computes nothing`;
+  print({ benchmark: "host", description: flags.model ?? description, model: null, groups }, flags);
 }
 
 /** Runs a benchmark on a model and prints its report. The hardware is measured first, while nothing else is on it. */
@@ -171,8 +189,7 @@ async function withServer<T>(runtime: Runtime, work: (url: string) => Promise<T>
   }
 }
 
-/** This program again, as the benchmarks' client: the executable, or Bun with the script it runs. */
-function clientCommand(): string[] {
-  const script = Bun.main.startsWith("/$bunfs/") ? [] : [Bun.main];
-  return [process.execPath, ...script, "bench", "client"];
+/** The command line that starts this program again: the executable, or Bun with the script it runs. */
+function thisProgram(): string[] {
+  return Bun.main.startsWith("/$bunfs/") ? [process.execPath] : [process.execPath, Bun.main];
 }
