@@ -5,9 +5,10 @@ export class TemplateError extends Error {}
 
 // Templates come with the model and messages from anyone: what one rendering may cost.
 const MAX_STEPS = 5_000_000;
-const MAX_MILLISECONDS = 10_000;
+const MAX_MILLISECONDS = 5_000;
 const MAX_CHARACTERS = 64 << 20;
 const MAX_LIST = 1 << 20;
+const MAX_DEPTH = 1000;
 
 type Statement = Parameters<Interpreter["evaluate"]>[0];
 type Value = ReturnType<Interpreter["evaluate"]>;
@@ -32,6 +33,7 @@ interface Node {
  */
 export class BoundedInterpreter extends Interpreter {
   #steps = 0;
+  #depth = 0;
   readonly #deadline = performance.now() + MAX_MILLISECONDS;
 
   override evaluate(statement: Statement, environment: Environment): Value {
@@ -39,10 +41,20 @@ export class BoundedInterpreter extends Interpreter {
     if (this.#steps > MAX_STEPS || ((this.#steps & 1023) === 0 && performance.now() > this.#deadline)) {
       throw new TemplateError("the model's chat template takes too long");
     }
-    const result =
-      this.#strip(statement as Node, environment) ??
-      this.#equal(statement as Node, environment) ??
-      super.evaluate(statement, environment);
+    if (this.#depth >= MAX_DEPTH) throw new TemplateError("the model's chat template nests too deep");
+    this.#depth++;
+    try {
+      return this.#bound(
+        this.#strip(statement as Node, environment) ??
+          this.#equal(statement as Node, environment) ??
+          super.evaluate(statement, environment),
+      );
+    } finally {
+      this.#depth--;
+    }
+  }
+
+  #bound(result: Value): Value {
     const value: unknown = result.value;
     if (typeof value === "string" ? value.length > MAX_CHARACTERS : Array.isArray(value) && value.length > MAX_LIST) {
       throw new TemplateError("the model's chat template makes too much text");
@@ -71,14 +83,19 @@ export class BoundedInterpreter extends Interpreter {
   #equal(node: Node | undefined, environment: Environment): Value | null {
     const operator = node?.type === "BinaryExpression" ? node.operator?.value : undefined;
     if (operator !== "==" && operator !== "!=") return null;
-    const left: unknown = this.evaluate(node?.left as Statement, environment).value;
-    const right: unknown = this.evaluate(node?.right as Statement, environment).value;
-    const number = (value: unknown) => (typeof value === "boolean" ? Number(value) : value);
-    const equal = number(left) === number(right);
+    const equal =
+      comparable(this.evaluate(node?.left as Statement, environment)) ===
+      comparable(this.evaluate(node?.right as Statement, environment));
     return this.#value({ type: "Identifier", value: String(equal === (operator === "==")) });
   }
 
   #value(node: Node): Value {
     return super.evaluate(node as Statement, this.global);
   }
+}
+
+/** A JavaScript value that is identical for values that Python calls equal; lists and objects equal themselves. */
+function comparable({ type, value }: Value): unknown {
+  if (type === "NullValue") return null;
+  return typeof value === "boolean" ? Number(value) : value;
 }
