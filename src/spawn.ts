@@ -4,7 +4,6 @@ import type { SpawnWorker } from "./runtime/types.ts";
 const ENTRIES = {
   scheduler: () => new URL("./scheduler-worker.ts", import.meta.url),
   tokenizer: () => new URL("./tokenizer-worker.ts", import.meta.url),
-  rank: () => new URL("./rank-worker.ts", import.meta.url),
 };
 
 export const spawn: SpawnWorker = (name, workerData, transfer) =>

@@ -11,7 +11,7 @@ import type { EngineInfo, EngineOptions } from "../message/types.ts";
  * `transfer` lists the ports within `workerData`.
  */
 export type SpawnWorker = (
-  name: "scheduler" | "tokenizer" | "rank",
+  name: "scheduler" | "tokenizer",
   workerData: unknown,
   transfer: readonly MessagePort[],
 ) => Worker;

@@ -27,7 +27,7 @@ export const spawnEcho =
   };
 
 export function echoOptions(model: string, options: Partial<RuntimeOptions> = {}): RuntimeOptions {
-  return { ...DEFAULT_OPTIONS, maxSequenceLength: 1000, dummyWeight: true, ...options, model };
+  return { ...DEFAULT_OPTIONS, maxRunningRequests: 256, maxSequenceLength: 1000, dummyWeight: true, ...options, model };
 }
 
 /** Starts a runtime on a model folder that exists as long as it does. */
