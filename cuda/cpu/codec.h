@@ -9,9 +9,25 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own _mm512_undefined_ps
 #endif
 
+#include <type_traits>
+#include <utility>
+
 #include "vector.h"
 
 namespace msgl::MSGL_ISA {
+
+#define MSGL_INLINE __attribute__((always_inline))
+
+template <int kValue>
+using Constant = std::integral_constant<int, kValue>;
+
+/// body(Constant<0>()) .. body(Constant<kCount - 1>()): what a loop is too late for, if arrays are to become registers.
+template <int kCount, class F>
+MSGL_INLINE static inline void unroll(const F &body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) MSGL_INLINE {
+    (body(Constant<i>()), ...);
+  }(std::make_integer_sequence<int, kCount>());
+}
 
 constexpr int kPanelRows = 16;
 constexpr int kVectors = kPanelRows / kLanes;  // registers for a column of a panel
@@ -86,6 +102,11 @@ struct ByteScales {
     return fma(to_floats(raw & (((1 << kBits) - 1) << 8 * j)), step[j], offset);
   }
 };
+
+/// Makes the compiler take the scales from memory, where it would rather spill sums.
+static inline void keep_in_memory(ByteScales &scales) { asm volatile("" : "+m"(scales.step)); }
+template <class T>
+static inline void keep_in_memory(T &) {}
 
 /// The nibbles of 32 values in 4 dwords: low ones first, then high ones.
 struct NibbleCodec {

@@ -6,18 +6,16 @@
 
 namespace msgl::MSGL_ISA {
 
+// How many panels stand side by side, so that there are enough chains to hide the latency of one and yet all sums stay
+// in registers: for one row, for the other few, and in a tile of many.
 #if defined(MSGL_ISA_avx512)
-constexpr int kTileRows = 12, kTilePanels = 2;
-constexpr int kFusedPanels[] = {0, 4, 4, 2, 2};
+constexpr int kOneRowPanels = 4, kFewRowsPanels = 4, kTilePanels = 2, kTileRows = 12;
 #elif defined(MSGL_ISA_avx2)
-constexpr int kTileRows = 6, kTilePanels = 1;
-constexpr int kFusedPanels[] = {0, 2, 1, 1, 1};
+constexpr int kOneRowPanels = 2, kFewRowsPanels = 1, kTilePanels = 1, kTileRows = 6;
 #else
-constexpr int kTileRows = 6, kTilePanels = 1;
-constexpr int kFusedPanels[] = {0, 1, 1, 1, 1};
+constexpr int kOneRowPanels = 1, kFewRowsPanels = 1, kTilePanels = 1, kTileRows = 6;
 #endif
-constexpr int kFusedRows = 4;    // kFusedPanels: side by side for so many rows, to hide the latency of a chain
-constexpr int kDepth = 288;      // columns of a panel that are decoded at a time
+constexpr int kDepth = 288;  // columns of a panel that are decoded at a time
 
 // One rounding on every machine, also where the C library has to make it.
 #if defined(MSGL_ISA_portable) && !defined(__FP_FAST_FMAF)
@@ -43,71 +41,108 @@ static inline void store_some(float *to, Floats lanes, int64_t count) {
   }
 }
 
-/// Writes kRows x kColumns registers of sums to out, of which `columns` columns exist.
+/// Writes kRows x kColumns registers of sums to out, of which `columns` columns exist. Inlined, or they were not registers.
 template <int kRows, int kColumns>
-static inline void put(Floats (&sums)[kRows][kColumns], float *out, int64_t stride, int64_t columns,
+MSGL_INLINE static inline void put(Floats (&sums)[kRows][kColumns], float *out, int64_t stride, int64_t columns,
                        const float *bias) {
-  for (int c = 0; c < kColumns; ++c) {
+  unroll<kColumns>([&](auto c) MSGL_INLINE {
     const int64_t left = columns - c * kLanes;
     const Floats add = bias == nullptr ? Floats{} : load_some(bias + c * kLanes, left);
-    for (int r = 0; r < kRows; ++r) {
+    unroll<kRows>([&](auto r) MSGL_INLINE {
       store_some(out + r * stride + c * kLanes, bias == nullptr ? sums[r][c] : sums[r][c] + add, left);
-    }
-  }
+    });
+  });
 }
 
 // ---- few rows ----------------------------------------------------------------------------------------------------------
 
-/// kRows rows of x times kPanels panels.
-template <int kDtype, int kRows, int kPanels>
-static void fused(const PanelProduct &p, const uint8_t *panels, int64_t column) {
+/// The rows that are multiplied together; where scales take registers there is room for fewer.
+template <int kDtype>
+constexpr int kFewRows = kDtype <= MSGL_BF16 ? 6 : 4;
+
+/// kRows rows of x from `row` on times the kPanels panels from `panel` on.
+template <int kDtype, int kPanels, int kRows>
+static void fused(const PanelProduct &p, int64_t row, int64_t panel) {
   using C = Codec<kDtype>;
   constexpr int kColumns = kPanels * kVectors;
+  const uint8_t *panels = p.panels + panel * p.panel_bytes;
   Floats sums[kRows][kColumns] = {};
-  const auto step = [&](int64_t run, int s, int count, const typename C::Scales *scales) __attribute__((always_inline)) {
+  const auto step = [&](int64_t run, int s, const typename C::Scales *scales, auto count) MSGL_INLINE {
     typename C::Raw raw[kColumns];
-    for (int c = 0; c < kColumns; ++c) raw[c] = C::raw(panels + c / kVectors * p.panel_bytes, run, s, c % kVectors);
-#pragma GCC unroll 4
-    for (int j = 0; j < count; ++j) {
-      Floats x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = broadcast(p.x[r * p.k + run * C::kRun + s * C::kStep + j]);
-      for (int c = 0; c < kColumns; ++c) {
-        const Floats w = C::value(raw[c], scales[c], j);
-        for (int r = 0; r < kRows; ++r) sums[r][c] = exact_fma(x[r], w, sums[r][c]);
+    unroll<kColumns>([&](auto c) MSGL_INLINE {
+      raw[c] = C::raw(panels + c / kVectors * p.panel_bytes, run, s, c % kVectors);
+    });
+    const float *x = p.x + row * p.k + run * C::kRun + s * C::kStep;
+    unroll<count>([&](auto j) MSGL_INLINE {
+      if constexpr (kRows == 1) {
+        const Floats value = broadcast(x[j]);
+        unroll<kColumns>([&](auto c) MSGL_INLINE {
+          sums[0][c] = exact_fma(value, C::value(raw[c], scales[c], j), sums[0][c]);
+        });
+      } else {
+        Floats w[kColumns];
+        unroll<kColumns>([&](auto c) MSGL_INLINE { w[c] = C::value(raw[c], scales[c], j); });
+        unroll<kRows>([&](auto r) MSGL_INLINE {
+          const Floats value = broadcast(x[r * p.k + j]);
+          unroll<kColumns>([&](auto c) MSGL_INLINE { sums[r][c] = exact_fma(value, w[c], sums[r][c]); });
+        });
       }
-    }
+    });
   };
-  const int64_t runs = p.k / C::kRun;
+  const int64_t runs = p.k / C::kRun, bytes = p.panel_bytes * C::kRun / p.k;
   for (int64_t run = 0; run < runs; ++run) {
     typename C::Scales scales[kColumns];
-    for (int c = 0; c < kColumns; ++c) {
+    unroll<kColumns>([&](auto c) MSGL_INLINE {
       scales[c] = C::scales(panels + c / kVectors * p.panel_bytes, run, c % kVectors);
+    });
+    for (int64_t i = run * bytes; i < (run + 1) * bytes; i += 64) {
+      for (int c = 0; c < kPanels; ++c) __builtin_prefetch(panels + (kPanels + c) * p.panel_bytes + i, 0, 2);
     }
-#pragma GCC unroll 16
-    for (int s = 0; s < C::kRun / C::kStep; ++s) step(run, s, C::kStep, scales);
+    unroll<C::kRun / C::kStep>([&](auto s) MSGL_INLINE {
+      if constexpr (kRows > 2) {
+        for (int c = 0; c < kColumns; ++c) keep_in_memory(scales[c]);
+      }
+      step(run, s, scales, Constant<C::kStep>());
+    });
   }
   const typename C::Scales none[kColumns] = {};  // only floats have columns past the last whole run
   int64_t rest = p.k % C::kRun;
-  for (int s = 0; rest > 0; ++s, rest -= C::kStep) {
-    if (rest >= C::kStep) {
-      step(runs, s, C::kStep, none);
-    } else {
-      step(runs, s, static_cast<int>(rest), none);
-    }
-  }
-  put(sums, p.out + column, p.out_stride, p.columns - column, p.bias == nullptr ? nullptr : p.bias + column);
+  int s = 0;
+  for (; rest >= C::kStep; ++s, rest -= C::kStep) step(runs, s, none, Constant<C::kStep>());
+  if (rest > 0) step(runs, s, none, Constant<1>());
+  const int64_t column = panel * kPanelRows;
+  put(sums, p.out + row * p.out_stride + column, p.out_stride, p.columns - column,
+      p.bias == nullptr ? nullptr : p.bias + column);
 }
 
-template <int kDtype, int kRows>
-static void multiply_few(const PanelProduct &p) {
-  constexpr int kPanels = kFusedPanels[kRows];
-  int64_t panel = 0;
-  const int64_t count = (p.columns + kPanelRows - 1) / kPanelRows;
-  for (; panel + kPanels <= count; panel += kPanels) {
-    fused<kDtype, kRows, kPanels>(p, p.panels + panel * p.panel_bytes, panel * kPanelRows);
+template <int kDtype, int kPanels, int kRows = kFewRows<kDtype>>
+static void fused_of(int64_t rows, const PanelProduct &p, int64_t row, int64_t panel) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return fused_of<kDtype, kPanels, kRows - 1>(rows, p, row, panel);
   }
-  for (; panel < count; ++panel) {
-    fused<kDtype, kRows, 1>(p, p.panels + panel * p.panel_bytes, panel * kPanelRows);
+  fused<kDtype, kPanels, kRows>(p, row, panel);
+}
+
+template <int kDtype>
+static void multiply_few(const PanelProduct &p) {
+  const int64_t count = (p.columns + kPanelRows - 1) / kPanelRows;
+  int64_t panel = 0;
+  if (p.rows == 1) {
+    for (; panel + kOneRowPanels <= count; panel += kOneRowPanels) fused<kDtype, kOneRowPanels, 1>(p, 0, panel);
+  }
+  const int32_t tiles = (p.rows + kFewRows<kDtype> - 1) / kFewRows<kDtype>;
+  while (panel < count) {
+    const bool wide = panel + kFewRowsPanels <= count;
+    for (int32_t i = 0, row = 0; i < tiles; ++i) {
+      const int32_t end = p.rows * (i + 1) / tiles;
+      if (wide) {
+        fused_of<kDtype, kFewRowsPanels>(end - row, p, row, panel);
+      } else {
+        fused_of<kDtype, 1>(end - row, p, row, panel);
+      }
+      row = end;
+    }
+    panel += wide ? kFewRowsPanels : 1;
   }
 }
 
@@ -117,19 +152,18 @@ static void multiply_few(const PanelProduct &p) {
 template <int kDtype>
 static void decode(const uint8_t *panel, int64_t from, int64_t count, float *floats) {
   using C = Codec<kDtype>;
-  for (int v = 0; v < kVectors; ++v) {
-    float *to = floats + v * kLanes;
-    for (int64_t column = 0; column < count; column += C::kRun) {
-      const int64_t run = (from + column) / C::kRun;
+  for (int64_t column = 0; column < count; column += C::kRun, floats += C::kRun * kPanelRows) {
+    const int64_t run = (from + column) / C::kRun, left = count - column;
+    unroll<kVectors>([&](auto v) MSGL_INLINE {
       const typename C::Scales scales = C::scales(panel, run, v);
-      const int64_t left = count - column;
 #pragma GCC unroll 16
       for (int s = 0; s < C::kRun / C::kStep; ++s) {
         if (left < C::kRun && s * C::kStep >= left) break;
         const typename C::Raw raw = C::raw(panel, run, s, v);
-        for (int j = 0; j < C::kStep; ++j, to += kPanelRows) store(to, C::value(raw, scales, j));
+        float *to = floats + s * C::kStep * kPanelRows + v * kLanes;
+        unroll<C::kStep>([&](auto j) MSGL_INLINE { store(to + j * kPanelRows, C::value(raw, scales, j)); });
       }
-    }
+    });
   }
 }
 
@@ -146,19 +180,21 @@ template <int kRows, int kPanels>
 static void tile(const Slice &slice, float *out, int64_t stride, int64_t columns, const float *bias) {
   constexpr int kColumns = kPanels * kVectors;
   Floats sums[kRows][kColumns];
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) {
+  unroll<kRows>([&](auto r) MSGL_INLINE {
+    unroll<kColumns>([&](auto c) MSGL_INLINE {
       sums[r][c] = slice.first ? Floats{} : load_some(out + r * stride + c * kLanes, columns - c * kLanes);
-    }
-  }
+    });
+  });
   const float *x = slice.x;
   for (int64_t i = 0; i < slice.depth; ++i, ++x) {
     Floats w[kColumns];
-    for (int c = 0; c < kColumns; ++c) w[c] = load(slice.panels[c / kVectors] + i * kPanelRows + c % kVectors * kLanes);
-    for (int r = 0; r < kRows; ++r) {
+    unroll<kColumns>([&](auto c) MSGL_INLINE {
+      w[c] = load(slice.panels[c / kVectors] + i * kPanelRows + c % kVectors * kLanes);
+    });
+    unroll<kRows>([&](auto r) MSGL_INLINE {
       const Floats value = broadcast(x[r * slice.x_stride]);
-      for (int c = 0; c < kColumns; ++c) sums[r][c] = exact_fma(value, w[c], sums[r][c]);
-    }
+      unroll<kColumns>([&](auto c) MSGL_INLINE { sums[r][c] = exact_fma(value, w[c], sums[r][c]); });
+    });
   }
   put(sums, out, stride, columns, bias);
 }
@@ -197,33 +233,42 @@ static void multiply_slice(const PanelProduct &p, int64_t panel, int64_t from, i
   }
 }
 
+/// Asks for what multiply_slice reads of a panel, while there is still something else to compute.
+static void prefetch_slice(const PanelProduct &p, int64_t panel, int64_t from, int64_t depth) {
+  const uint8_t *packed = p.panels + panel * p.panel_bytes;
+  const int64_t begin = from * p.panel_bytes / p.k, end = (from + depth) * p.panel_bytes / p.k;
+  for (int64_t i = begin; i < end; i += 64) __builtin_prefetch(packed + i);
+}
+
 template <int kDtype>
 static void multiply_many(const PanelProduct &p) {
-  const int64_t count = (p.columns + kPanelRows - 1) / kPanelRows;
-  for (int64_t from = 0; from < p.k; from += kDepth) {
+  const int64_t count = (p.columns + kPanelRows - 1) / kPanelRows, slices = (p.k + kDepth - 1) / kDepth;
+  // All of few rows stay in the cache, so the weight is read as it lies; of many rows a slice does.
+  const bool panel_by_panel = p.rows * p.k <= 65536;
+  const int64_t groups = count / kTilePanels + count % kTilePanels;
+  for (int64_t i = 0; i < groups * slices; ++i) {
+    const auto place = [&](int64_t index, int64_t *panel, int64_t *from) {
+      const int64_t group = panel_by_panel ? index / slices : index % groups;
+      *panel = group < count / kTilePanels ? group * kTilePanels : group + count / kTilePanels * (kTilePanels - 1);
+      *from = (panel_by_panel ? index % slices : index / groups) * kDepth;
+    };
+    int64_t panel, from, next_panel, next_from;
+    place(i, &panel, &from);
+    place(i + 1, &next_panel, &next_from);
     const int64_t depth = p.k - from < kDepth ? p.k - from : kDepth;
-    int64_t panel = 0;
-    for (; panel + kTilePanels <= count; panel += kTilePanels) {
+    if (i + 1 < groups * slices) prefetch_slice(p, next_panel, next_from, kDepth);
+    if (panel + kTilePanels <= count) {
       multiply_slice<kDtype, kTilePanels>(p, panel, from, depth);
+    } else {
+      multiply_slice<kDtype, 1>(p, panel, from, depth);
     }
-    for (; panel < count; ++panel) multiply_slice<kDtype, 1>(p, panel, from, depth);
   }
 }
 
 template <int kDtype>
 static void multiply(const PanelProduct &p) {
-  switch (p.rows) {
-    case 1:
-      return multiply_few<kDtype, 1>(p);
-    case 2:
-      return multiply_few<kDtype, 2>(p);
-    case 3:
-      return multiply_few<kDtype, 3>(p);
-    case kFusedRows:
-      return multiply_few<kDtype, kFusedRows>(p);
-    default:
-      return multiply_many<kDtype>(p);
-  }
+  constexpr int kFewTiles = kDtype <= MSGL_BF16 ? 5 : 3;  // up to which decoding again for each costs less than storing
+  p.rows <= kFewTiles * kFewRows<kDtype> ? multiply_few<kDtype>(p) : multiply_many<kDtype>(p);
 }
 
 void multiply_panels(const PanelProduct &p) {
