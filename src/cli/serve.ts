@@ -1,13 +1,10 @@
 /** `minisgl serve`: the port first, so that a taken one is known before the model is loaded; then the model. */
-import { basename } from "node:path";
-import type { EngineInfo } from "../message/types.ts";
 import type { Runtime } from "../runtime/runtime.ts";
 import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
 import { serve as listen, type RunningServer } from "../server/server.ts";
 import { fail, UserError } from "./errors.ts";
 import type { ServerFlags } from "./options.ts";
-import { formatBytes } from "./progress.ts";
-import { startRuntime } from "./runtime.ts";
+import { describeModel, startRuntime } from "./runtime.ts";
 
 /** Seconds that requests get to end after SIGTERM. */
 const DRAIN_SECONDS = 30;
@@ -36,18 +33,6 @@ function openPort(runtime: () => Runtime | null, options: RuntimeOptions, flags:
     const reason = error instanceof Error ? error.message : String(error);
     throw new UserError(`cannot listen on ${flags.host}:${flags.port}: ${reason}`);
   }
-}
-
-/** "SmolLM2 (llama, bfloat16 on CPU, context 2048, 8192 pages of 1 token, loaded in 0.8 s)". */
-export function describeModel(info: EngineInfo): string {
-  const facts = [
-    `${info.architecture} in ${info.dtype} on ${info.device}`,
-    `${formatBytes(info.weightBytes)} of weights`,
-    `context ${info.maxContext}`,
-    `${info.numPages} pages of ${info.pageSize} token${info.pageSize === 1 ? "" : "s"} (${formatBytes(info.poolBytes)})`,
-    `loaded in ${info.loadSeconds.toFixed(1)} s`,
-  ];
-  return `${basename(info.model)} (${facts.join(", ")})`;
 }
 
 /** SIGTERM and SIGINT let running requests end and exit with 0; a second SIGINT ends at once. */

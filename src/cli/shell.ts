@@ -8,6 +8,7 @@ import {
 } from "../runtime/types.ts";
 import { describe } from "./errors.ts";
 import { describeSpeed } from "./generate.ts";
+import { describeModel } from "./runtime.ts";
 import { Terminal } from "./terminal.ts";
 
 const HELP = `Type a message and press Enter; a paste of several lines is one message.
@@ -96,8 +97,10 @@ export async function shell(
   parameters: GenerationParameters,
 ): Promise<void> {
   const conversation = new Conversation(runtime, flags, parameters, (text) => void process.stdout.write(text));
-  if (process.stdin.isTTY) await converse(conversation);
-  else {
+  if (process.stdin.isTTY) {
+    process.stdout.write(`${describeModel(runtime.info)}\n/help shows what there is besides messages.\n`);
+    await converse(conversation);
+  } else {
     const never = new AbortController().signal;
     for await (const line of createInterface({ input: process.stdin })) {
       if (!(await conversation.handle(line, never))) break;

@@ -93,6 +93,9 @@ function partialMarker(text: string, marker: string): string {
 export class Terminal {
   private readonly filter = new KeyFilter((raw) => process.stdin.setRawMode(raw));
   private readonly editor: Interface;
+  /** Messages that came before anyone read them; null: the user leaves. */
+  private readonly lines: (string | null)[] = [];
+  private waiter: ((line: string | null) => void) | null = null;
   private interrupted = false;
   private readonly historyFile = join(
     process.env.XDG_STATE_HOME || join(homedir(), ".local", "state"),
@@ -113,38 +116,45 @@ export class Terminal {
       historySize: HISTORY_SIZE,
       removeHistoryDuplicates: true,
     });
+    this.editor.on("line", (line) => {
+      if (line.trim() !== "") this.remember(line);
+      this.deliver(line.replaceAll(NEWLINE, "\n"));
+    });
+    this.editor.on("close", () => this.deliver(null));
+    this.editor.on("SIGINT", () => this.interrupt());
   }
 
   /** The next message; null when the user leaves (Ctrl-D, or Ctrl-C twice at an empty prompt). */
   read(): Promise<string | null> {
-    const { editor } = this;
     this.interrupted = false;
     return new Promise((resolve) => {
-      const finish = (value: string | null) => {
-        editor.off("line", onLine).off("close", onClose).off("SIGINT", onInterrupt);
-        resolve(value);
-      };
-      const onClose = () => finish(null);
-      const onLine = (line: string) => {
-        if (line.trim() !== "") this.remember(line);
-        finish(line.replaceAll(NEWLINE, "\n"));
-      };
-      const onInterrupt = () => {
-        if (this.interrupted && editor.line === "") {
-          process.stdout.write("\n");
-          finish(null);
-          return;
-        }
-        this.interrupted = editor.line === "";
-        process.stdout.write(this.interrupted ? "\n(Ctrl-C again or Ctrl-D leaves)\n" : "\n");
-        // Takes back what was typed: to the end of the line, then delete to its beginning.
-        editor.write(null, { ctrl: true, name: "e" });
-        editor.write(null, { ctrl: true, name: "u" });
-        editor.prompt();
-      };
-      editor.on("line", onLine).on("close", onClose).on("SIGINT", onInterrupt);
-      editor.prompt();
+      this.waiter = resolve;
+      const line = this.lines.shift();
+      if (line !== undefined) this.deliver(line);
+      else this.editor.prompt();
     });
+  }
+
+  private deliver(line: string | null): void {
+    const { waiter } = this;
+    this.waiter = null;
+    if (waiter === null) this.lines.push(line);
+    else waiter(line);
+  }
+
+  private interrupt(): void {
+    const { editor } = this;
+    if (this.interrupted && editor.line === "") {
+      process.stdout.write("\n");
+      this.deliver(null);
+      return;
+    }
+    this.interrupted = editor.line === "";
+    process.stdout.write(this.interrupted ? "\n(Ctrl-C again or Ctrl-D leaves)\n" : "\n");
+    // Takes back what was typed: to the end of the line, then delete to its beginning.
+    editor.write(null, { ctrl: true, name: "e" });
+    editor.write(null, { ctrl: true, name: "u" });
+    editor.prompt();
   }
 
   /** Runs `work`; Ctrl-C meanwhile aborts the signal it gets. */
