@@ -3,6 +3,7 @@
  * JavaScript one understands differently is said in terms that both share.
  */
 import { CheckpointError, type TokenizerSource } from "../checkpoint/types.ts";
+import { type BpeModel, MAX_ID } from "./bpe.ts";
 import type { AddedToken } from "./vocabulary.ts";
 
 interface Component {
@@ -11,7 +12,7 @@ interface Component {
 }
 
 export interface PreparedTokenizer {
-  model: { type?: string; vocab: Record<string, number>; [key: string]: unknown };
+  model: BpeModel;
   added_tokens: AddedToken[];
   normalizer: Component | null;
   pre_tokenizer: Component | null;
@@ -21,6 +22,7 @@ export interface PreparedTokenizer {
 
 const NAMED_TOKENS = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 const GPT2_SPLIT = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
+const PREFIX_SPACE: Component = { type: "Replace", pattern: { Regex: String.raw`\A(?! )` }, content: " " };
 
 /** @throws CheckpointError for a tokenizer that would not encode as the model was trained */
 export function prepareTokenizer(source: TokenizerSource): PreparedTokenizer {
@@ -73,6 +75,11 @@ function mergeAddedTokens(
       merged.set(content, { id: vocabulary[content], content, special: true, normalized: false });
     }
   }
+  for (const { id, content } of merged.values()) {
+    if (typeof content !== "string" || !Number.isInteger(id) || id < 0 || id >= MAX_ID) {
+      throw new CheckpointError(`tokenizer.json: the added token ${JSON.stringify(content)} has the id ${id}`);
+    }
+  }
   return [...merged.values()];
 }
 
@@ -85,8 +92,12 @@ function preparePreTokenizer(component: Component | null): Component | null {
       return isolate(component.individual_digits ? String.raw`\p{N}` : String.raw`\p{N}+`);
     // As a Split, the expression's \s means what it means in Rust.
     case "ByteLevel":
-      if (component.use_regex === false || component.add_prefix_space) return component;
-      return sequence([isolate(GPT2_SPLIT), { ...component, use_regex: false }]);
+      if (component.use_regex === false) return component;
+      return sequence([
+        ...(component.add_prefix_space ? [PREFIX_SPACE] : []),
+        isolate(GPT2_SPLIT),
+        { ...component, add_prefix_space: false, use_regex: false },
+      ]);
     case "Metaspace":
       return prepareMetaspace(component);
     case "Split":

@@ -3,7 +3,8 @@
  * (detokenizer.ts, which needs only the table of vocabulary.ts), and stop strings in that text (stop.ts).
  */
 import { Tokenizer as Encoder } from "@huggingface/tokenizers";
-import type { TokenizerSource } from "../checkpoint/types.ts";
+import { CheckpointError, type TokenizerSource } from "../checkpoint/types.ts";
+import { BytePairEncoder } from "./bpe.ts";
 import { type DetokenizerOptions, TokenTable } from "./detokenizer.ts";
 import { TemplateError } from "./jinja.ts";
 import { namedTokens, type PreparedTokenizer, prepareTokenizer } from "./prepare.ts";
@@ -16,11 +17,17 @@ export class Tokenizer {
   readonly #table: TokenTable;
   readonly #template: ChatTemplate | null;
 
-  /** @throws CheckpointError for a kind of tokenizer that is not supported */
+  /** @throws CheckpointError for a kind of tokenizer that is not supported, and for a damaged one */
   constructor(source: TokenizerSource) {
-    const prepared = prepareTokenizer(source);
-    this.#encoder = new Encoder(prepared, { clean_up_tokenization_spaces: false });
-    this.#table = new TokenTable(tabulate(modelTokens(prepared), prepared.added_tokens, prepared.decoder));
+    try {
+      const prepared = prepareTokenizer(source);
+      const pairs = new BytePairEncoder(prepared.model);
+      this.#encoder = createEncoder(prepared, pairs);
+      this.#table = new TokenTable(tabulate(pairs.tokens, prepared.added_tokens, prepared.decoder));
+    } catch (error) {
+      if (error instanceof CheckpointError) throw error;
+      throw new CheckpointError(`tokenizer.json cannot be used: ${error instanceof Error ? error.message : error}`);
+    }
     const named = namedTokens(source.tokenizerConfig);
     this.#template = source.chatTemplate === null ? null : new ChatTemplate(source.chatTemplate, named);
   }
@@ -67,8 +74,10 @@ export class Tokenizer {
   }
 }
 
-function modelTokens(prepared: PreparedTokenizer): Map<number, string> {
-  const tokens = new Map<number, string>();
-  for (const [token, id] of Object.entries(prepared.model.vocab)) tokens.set(id, token);
-  return tokens;
+/** The library normalises, splits and finds added tokens; words become tokens by our own BPE. */
+function createEncoder(prepared: PreparedTokenizer, pairs: BytePairEncoder): Encoder {
+  const model = { ...prepared.model, merges: [] };
+  const encoder = new Encoder({ ...prepared, model }, { clean_up_tokenization_spaces: false });
+  encoder.model!.encode = (words) => pairs.encode(words);
+  return encoder;
 }

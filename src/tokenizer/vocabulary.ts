@@ -30,11 +30,11 @@ interface Step {
 
 /**
  * Tabulates a vocabulary.
- * @param vocabulary the model's own tokens by id
+ * @param vocabulary the model's own tokens by id; there may be gaps
  * @throws CheckpointError where tokens do not simply stand for bytes (WordPiece and such)
  */
 export function tabulate(
-  vocabulary: ReadonlyMap<number, string>,
+  vocabulary: readonly string[],
   added: readonly AddedToken[],
   decoder: unknown,
 ): VocabularyBytes {
@@ -46,8 +46,10 @@ export function tabulate(
     total += bytes.length - (pieces[id]?.length ?? 0);
     pieces[id] = bytes;
   };
-  for (const [id, token] of vocabulary) {
-    put(id, (kind.byteLevel ? byteLevelBytes(token) : sentencePieceBytes(token)) ?? encoder.encode(token));
+  for (let id = 0; id < vocabulary.length; id++) {
+    const token = vocabulary[id] ?? "";
+    const bytes = kind.byteLevel ? byteLevelBytes(token) : sentencePieceBytes(token, kind.byteFallback);
+    put(id, bytes ?? encoder.encode(token));
   }
   for (const { id, content } of added) put(id, encoder.encode(content));
 
@@ -69,14 +71,15 @@ export function tabulate(
   return table;
 }
 
-function readDecoder(decoder: unknown): { byteLevel: boolean; stripsFirstSpace: boolean } {
+function readDecoder(decoder: unknown): { byteLevel: boolean; byteFallback: boolean; stripsFirstSpace: boolean } {
   const step = decoder as Step | null;
   const steps = step?.type === "Sequence" ? (step.decoders ?? []) : step === null ? [] : [step];
-  if (steps.some(({ type }) => type === "ByteLevel")) return { byteLevel: true, stripsFirstSpace: false };
+  const has = (kind: string) => steps.some(({ type }) => type === kind);
+  if (has("ByteLevel")) return { byteLevel: true, byteFallback: false, stripsFirstSpace: false };
   const known = ["Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"];
   if (steps.length > 0 && steps.every(({ type }) => known.includes(type))) {
     const strips = ({ type, start }: Step) => type === "Metaspace" || (type === "Strip" && start === 1);
-    return { byteLevel: false, stripsFirstSpace: steps.some(strips) };
+    return { byteLevel: false, byteFallback: has("ByteFallback"), stripsFirstSpace: steps.some(strips) };
   }
   const given = steps.map(({ type }) => type).join(", ") || "none";
   throw new CheckpointError(`tokenizer.json: decoder ${given} is not supported; ByteLevel and SentencePiece's are`);
@@ -103,8 +106,8 @@ function byteLevelBytes(token: string): Uint8Array | null {
   return bytes;
 }
 
-function sentencePieceBytes(token: string): Uint8Array {
+function sentencePieceBytes(token: string, byteFallback: boolean): Uint8Array {
   const byte = token.match(/^<0x([0-9A-Fa-f]{2})>$/);
-  if (byte !== null) return Uint8Array.of(Number.parseInt(byte[1], 16));
+  if (byteFallback && byte !== null) return Uint8Array.of(Number.parseInt(byte[1], 16));
   return new TextEncoder().encode(token.replaceAll("▁", " "));
 }

@@ -208,6 +208,20 @@ describe("tokenizer.json in its varieties", () => {
     expect(new Tokenizer(source(grouped)).encode("²½")).toEqual([vocab["Â²Â½"]]);
   });
 
+  test("merges go by rank, then from left to right, and characters without a token are dropped first", () => {
+    const vocab = Object.fromEntries(["a", "b", "c", "ab", "bc", "abc", "aa"].map((token, id) => [token, id]));
+    const model = { type: "BPE", vocab, merges: [["b", "c"], "a b", "a bc", ["a", "a"], "c missing", "b b"] };
+    const encode = (text: string, extra = {}) => new Tokenizer(source({ model: { ...model, ...extra } })).encode(text);
+    expect(encode("abc")).toEqual([5]);
+    expect(encode("abab")).toEqual([3, 3]);
+    expect(encode("aaa")).toEqual([6, 0]);
+    expect(encode("aaaa")).toEqual([6, 6]);
+    expect(encode("bb")).toEqual([1, 1]);
+    expect(encode("axb")).toEqual([3]);
+    expect(encode("abc", { merges: [] })).toEqual([0, 1, 2]);
+    expect(encode("abc", { merges: [], ignore_merges: true })).toEqual([5]);
+  });
+
   test("kinds that would encode otherwise are refused", () => {
     const refuse = (json: object, message: string) => {
       expect(() => new Tokenizer(source(json))).toThrow(message);
@@ -220,6 +234,15 @@ describe("tokenizer.json in its varieties", () => {
     refuse({ decoder: null }, "decoder none");
     const split = { type: "Split", pattern: { String: " " }, behavior: "MergedWithPrevious", invert: false };
     refuse({ pre_tokenizer: split }, "MergedWithPrevious");
+    refuse(
+      { pre_tokenizer: { type: "Telepathy" } },
+      "tokenizer.json cannot be used: Unknown PreTokenizer type: Telepathy",
+    );
+    refuse({ added_tokens: [{ id: -1, content: "x" }] }, 'the added token "x" has the id -1');
+    refuse({ added_tokens: [{ id: 2 ** 30, content: "x" }] }, 'the added token "x" has the id 1073741824');
+    refuse({ added_tokens: 7 }, "tokenizer.json cannot be used");
+    refuse({ model: { type: "BPE", vocab: { a: 1e9 }, merges: [] } }, 'the token "a" has the id 1000000000');
+    refuse({ model: { type: "BPE", vocab: letters, merges: [], end_of_word_suffix: "</w>" } }, "end_of_word_suffix");
   });
 
   test("GGUF's that are not supported say so", async () => {
