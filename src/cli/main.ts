@@ -45,7 +45,7 @@ export async function main(args: readonly string[], spawn: SpawnWorker): Promise
 
 /** Commander's message as one line in this program's words. */
 export function usageError(message: string): string {
-  const surplus = message.match(/^error: too many arguments for 'serve'.*: ([^,]+)/)?.[1];
+  const surplus = message.match(/^error: too many arguments for 'serve'.*?: (.+?)(?:, .*)?\.$/)?.[1];
   if (surplus !== undefined) return `unknown command '${surplus}': commands come first, minisgl --help lists them`;
   return message
     .replace(/^error: /, "")

@@ -65,8 +65,8 @@ export class KeyFilter extends Transform {
       const at = rest.indexOf(marker);
       const piece = at < 0 ? rest : rest.slice(0, at);
       if (at < 0) {
-        // A marker may be cut in two by the chunk's end; a lone escape is a key.
-        this.pending = partialMarker(piece, marker);
+        // A marker may be cut in two by the chunk's end; outside a paste a lone escape is a key.
+        this.pending = partialMarker(piece, marker, this.pasting ? 1 : 2);
         const whole = piece.slice(0, piece.length - this.pending.length);
         return result + (this.pasting ? protect(whole) : whole);
       }
@@ -81,8 +81,8 @@ function protect(pasted: string): string {
   return pasted.replace(/\r\n|\r|\n/g, NEWLINE).replace(/\t/g, "    ");
 }
 
-function partialMarker(text: string, marker: string): string {
-  for (let length = Math.min(marker.length - 1, text.length); length > 1; length--) {
+function partialMarker(text: string, marker: string, shortest: number): string {
+  for (let length = Math.min(marker.length - 1, text.length); length >= shortest; length--) {
     const tail = text.slice(-length);
     if (marker.startsWith(tail)) return tail;
   }

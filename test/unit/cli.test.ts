@@ -1,0 +1,258 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { Command, CommanderError } from "commander";
+import { describe as describeError } from "../../src/cli/errors.ts";
+import { createProgram, usageError } from "../../src/cli/main.ts";
+import {
+  type EngineFlags,
+  engineFlags,
+  type SamplingFlags,
+  samplingFlags,
+  serverFlags,
+  toParameters,
+  toRuntimeOptions,
+} from "../../src/cli/options.ts";
+import { formatBytes, Progress } from "../../src/cli/progress.ts";
+import { DEFAULT_OPTIONS } from "../../src/runtime/options.ts";
+
+/** The flags of a command with every option there is. */
+function parse<T = EngineFlags>(...args: string[]): T {
+  const command = new Command().exitOverride().configureOutput({ outputError: () => {} });
+  for (const option of [...engineFlags(), ...serverFlags(), ...samplingFlags()]) command.addOption(option);
+  return command.parse(args, { from: "user" }).opts<EngineFlags>() as T;
+}
+
+const options = (...args: string[]) => toRuntimeOptions(parse("--model", "m", ...args));
+
+/** What the program says about a command line that it does not accept. */
+async function refusal(...args: string[]): Promise<string> {
+  const program = createProgram(() => {
+    throw new Error("nothing is to be started");
+  });
+  try {
+    await program.parseAsync(args, { from: "user" });
+  } catch (error) {
+    return error instanceof CommanderError ? usageError(error.message) : describeError(error);
+  }
+  throw new Error("accepted");
+}
+
+describe("options", () => {
+  test("left out, they are the runtime's defaults", () => {
+    expect(options()).toEqual({ ...DEFAULT_OPTIONS, model: "m" });
+  });
+
+  test.each([
+    ["--model", "--model-path", "other", { model: "other" }],
+    ["--max-prefill-length", "--max-extend-length", "77", { maxPrefillLength: 77 }],
+    ["--cache", "--cache-type", "naive", { cache: "naive" }],
+    ["--graph", "--cuda-graph-max-bs", "0", { graphMaxBatchSize: 0 }],
+    ["--tokenizer-count", "--num-tokenizer", "3", { numTokenizers: 3 }],
+    ["--attn", "--attention-backend", "fa,fi", { attention: { prefill: "fa", decode: "fi" } }],
+  ] as const)("%s is %s", (name, alias, value, expected) => {
+    expect(options(name, value)).toMatchObject(expected);
+    expect(options(alias, value)).toMatchObject(expected);
+    expect(options(`${alias}=${value}`)).toMatchObject(expected);
+  });
+
+  test("three names for tensor parallelism", () => {
+    for (const name of ["--tp", "--tp-size", "--tensor-parallel-size"]) {
+      expect(parse(name, "1").tp).toBe(1);
+      expect(() => options(name, "2")).toThrow("tensor parallelism is not available yet: --tp must be 1");
+    }
+  });
+
+  test("the last of two names counts", () => {
+    expect(options("--cache", "naive", "--cache-type", "radix").cache).toBe("radix");
+    expect(options("--cache-type", "naive", "--cache", "radix").cache).toBe("radix");
+  });
+
+  test("one attention backend is for both phases", () => {
+    expect(options("--attn", "fi").attention).toEqual({ prefill: "fi", decode: "fi" });
+  });
+
+  test("a home folder is found", () => {
+    expect(options("--model", "~/models/x").model).toBe(`${process.env.HOME}/models/x`);
+    expect(options("--model", "~other").model).toBe("~other");
+  });
+
+  test("sampling flags become a request's parameters", () => {
+    const args = ["--temperature", "0.5", "--top-k", "3", "--stop", "a", "--stop", "b", "--seed", "9007199254740991"];
+    expect(toParameters(parse<SamplingFlags>(...args))).toEqual({
+      temperature: 0.5,
+      topK: 3,
+      stop: ["a", "b"],
+      seed: 2 ** 53 - 1,
+    });
+  });
+});
+
+describe("overlap", () => {
+  const name = "MINISGL_DISABLE_OVERLAP_SCHEDULING";
+  let before: string | undefined;
+  beforeEach(() => {
+    before = process.env[name];
+  });
+  afterEach(() => {
+    if (before === undefined) delete process.env[name];
+    else process.env[name] = before;
+  });
+
+  test("is switched off by the option or the environment, and on again by the other option", () => {
+    delete process.env[name];
+    expect(options().overlap).toBe(true);
+    expect(options("--disable-overlap").overlap).toBe(false);
+    process.env[name] = "1";
+    expect(options().overlap).toBe(false);
+    expect(options("--overlap").overlap).toBe(true);
+    process.env[name] = "0";
+    expect(options().overlap).toBe(true);
+  });
+
+  test("cannot be both", () => {
+    expect(() => options("--overlap", "--disable-overlap")).toThrow("exclude each other");
+  });
+});
+
+describe("what is wrong is said in one line", () => {
+  test.each([
+    [["--cachee", "naive"], "unknown option '--cachee'. Did you mean '--cache'?"],
+    [["serve", "--cach-type", "naive"], "unknown option '--cach-type'. Did you mean '--cache-type'?"],
+    [
+      ["shell", "--tensor-parallel-siz", "1"],
+      "unknown option '--tensor-parallel-siz'. Did you mean '--tensor-parallel-size'?",
+    ],
+    [["generate", "--max-tokns", "1"], "unknown option '--max-tokns'. Did you mean '--max-tokens'?"],
+    [["bench", "offline", "--sequence", "1"], "unknown option '--sequence'. Did you mean '--sequences'?"],
+    [["bench", "ofline"], "unknown command 'ofline'. Did you mean 'offline'?"],
+    [["--zzzzzzzz"], "unknown option '--zzzzzzzz'"],
+    [["srve", "--model", "m"], "unknown command 'srve': commands come first, minisgl --help lists them"],
+    [["serve"], "no model given: add --model with a folder, a .gguf file or a repository name"],
+    [["--model"], "option '--model <name>' argument missing"],
+    [["--model", "m", "--device", "tpu"], "It must be one of auto, cuda, cpu, null."],
+    [["--model", "m", "--dtype", "int8"], "It must be one of auto, float32, bfloat16, float16."],
+    [["--model", "m", "--moe-backend", "fused"], "Mixture-of-experts models are not available yet."],
+    [["--model", "m", "--model-source", "modelscope"], "ModelScope is not available yet; use huggingface."],
+    [["--model", "m", "--attn", "trtllm"], "use fa, fi or auto"],
+    [["--model", "m", "--attn", "fa,fi,fa"], "two as prefill,decode"],
+    [["generate", "--model", "m", "--prompts", "f", "text"], "give a prompt or --prompts, not both"],
+    [["bench", "latency", "--model", "m", "--batch", "1,x"], "It must be an integer from 1 to 65536."],
+  ])("%j", async (args, message) => {
+    const text = await refusal(...args);
+    expect(text).toContain(message);
+    expect(text).not.toContain("\n");
+  });
+
+  test.each([
+    ["--port", ["abc", "-1", "65536", "1.5", "", "0x10", "1e3"]],
+    ["--page-size", ["0", "-4", "x", "65537"]],
+    ["--max-running-requests", ["0", "nan"]],
+    ["--memory-ratio", ["0", "1", "2", "-0.5", "x", "", "Infinity", "NaN"]],
+    ["--num-pages", ["0", "99999999999"]],
+    ["--max-prefill-length", ["0", "-1"]],
+    ["--max-seq-len-override", ["0"]],
+    ["--threads", ["-1", "two"]],
+    ["--tp", ["0", "x"]],
+  ])("%s", async (name, values) => {
+    for (const value of values) {
+      expect(await refusal("--model", "m", `${name}=${value}`)).toMatch(
+        new RegExp(`^option '${name}.*' argument '${value}' is invalid. It must be an? (integer|number)[^\n]*$`),
+      );
+    }
+  });
+});
+
+test("an error of several lines is told in one", () => {
+  expect(describeError(new Error("first\n   second\n"))).toBe("first second");
+  expect(describeError("text")).toBe("text");
+});
+
+describe("help", () => {
+  /** What a command prints for --help. */
+  function help(...path: string[]): string {
+    let command = createProgram(() => {
+      throw new Error("nothing is to be started");
+    });
+    for (const name of path) command = command.commands.find((other) => other.name() === name) as Command;
+    return command.helpInformation();
+  }
+
+  test("shows an option once, with all its names and its default", () => {
+    const text = help("serve");
+    expect(text.match(/--tensor-parallel-size/g)).toHaveLength(1);
+    expect(text).toContain("--tp, --tp-size, --tensor-parallel-size <n>");
+    expect(text).toMatch(/--port <number>.*default: 1919/);
+    for (const group of ["Model:", "Device:", "Memory and scheduling:", "Server:"]) expect(text).toContain(group);
+  });
+
+  test("of the program shows the commands and the options of the default one", () => {
+    const text = help();
+    for (const word of ["serve", "shell", "generate", "bench", "version", "--cache, --cache-type <kind>", "--port"]) {
+      expect(text).toContain(word);
+    }
+  });
+
+  test("names every option of Mini-SGLang", () => {
+    const names = `--model --model-path --dtype --tp --tp-size --tensor-parallel-size --max-running-requests
+      --max-seq-len-override --memory-ratio --dummy-weight --host --port --cuda-graph-max-bs --graph --num-tokenizer
+      --tokenizer-count --max-prefill-length --max-extend-length --num-pages --page-size --cache --cache-type --attn
+      --attention-backend --moe-backend --disable-pynccl --model-source --shell --shell-mode --device`;
+    const text = help("serve");
+    for (const name of names.split(/\s+/)) expect(text).toMatch(new RegExp(`${name}[ ,]`));
+  });
+
+  test("does not show the benchmarks' client", () => {
+    expect(help("bench")).not.toContain("client");
+  });
+});
+
+describe("progress", () => {
+  /** What is written while the clock shows the given times. */
+  function written(isTTY: boolean, steps: [time: number, stage: string, done: number, total: number][]): string[] {
+    const lines: string[] = [];
+    let now = 0;
+    const progress = new Progress({ isTTY, columns: 60, write: (text) => lines.push(text) }, () => now);
+    for (const [time, stage, done, total] of steps) {
+      now = time;
+      progress.update(stage, done, total);
+    }
+    progress.clear();
+    return lines;
+  }
+
+  test("is a bar on a terminal, taken away at the end", () => {
+    const lines = written(true, [
+      [1000, "weights", 0, 2e9],
+      [1010, "weights", 1e8, 2e9],
+      [1100, "weights", 1e9, 2e9],
+      [1200, "weights", 2e9, 2e9],
+    ]);
+    expect(lines).toHaveLength(4);
+    expect(lines[1]).toBe("\rloading weights [############------------] 50% of 2.0 GB\x1b[K");
+    expect(lines.at(-1)).toBe("\r\x1b[K");
+  });
+
+  test("is a line now and then elsewhere", () => {
+    const lines = written(false, [
+      [0, "weights", 1, 2e9],
+      [100, "weights", 1e9, 2e9],
+      [2500, "weights", 1.5e9, 2e9],
+      [2600, "weights", 2e9, 2e9],
+    ]);
+    expect(lines).toEqual([
+      "loading weights: 0% of 2.0 GB\n",
+      "loading weights: 75% of 2.0 GB\n",
+      "loading weights: 100% of 2.0 GB\n",
+    ]);
+  });
+});
+
+test("bytes", () => {
+  expect([0, 999, 1000, 99_500, 1_234_567, 16e9].map(formatBytes)).toEqual([
+    "0 B",
+    "999 B",
+    "1.0 kB",
+    "100 kB",
+    "1.2 MB",
+    "16 GB",
+  ]);
+});
