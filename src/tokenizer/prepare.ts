@@ -38,7 +38,7 @@ export function prepareTokenizer(source: TokenizerSource): PreparedTokenizer {
     added_tokens,
     normalizer: json.normalizer ?? null,
     pre_tokenizer: preparePreTokenizer(json.pre_tokenizer ?? null),
-    post_processor: preparePostProcessor(json.post_processor ?? null, source.tokenizerConfig),
+    post_processor: json.post_processor ?? null,
     decoder: json.decoder ?? null,
   };
 }
@@ -118,23 +118,6 @@ function prepareSplit(component: Component): Component {
   if (behavior === "isolated") return { ...component, invert: false };
   if (behavior === "removed") return component;
   throw new CheckpointError(`tokenizer.json: Split with behavior ${component.behavior} is not supported`);
-}
-
-/** As transformers has it: add_bos_token and add_eos_token, where they are given, replace what tokenizer.json says. */
-function preparePostProcessor(component: Component | null, config: Record<string, unknown>): Component | null {
-  if (config.add_bos_token === undefined && config.add_eos_token === undefined) return component;
-  const { bos_token, eos_token } = namedTokens(config);
-  const special = (token: string | undefined, add: unknown) =>
-    add === true && token !== undefined ? [{ SpecialToken: { id: token, type_id: 0 } }] : [];
-  return {
-    type: "TemplateProcessing",
-    single: [
-      ...special(bos_token, config.add_bos_token),
-      { Sequence: { id: "A", type_id: 0 } },
-      ...special(eos_token, config.add_eos_token),
-    ],
-    pair: [],
-  };
 }
 
 function sequence(pretokenizers: Component[]): Component {

@@ -74,7 +74,10 @@ describe("as transformers renders", () => {
 describe("in the tokenizer", () => {
   test("a chat has the template's BOS and no second one", () => {
     const llama3 = packaged("llama3");
-    const tokenizer = new Tokenizer({ ...llama3, tokenizerConfig: { ...llama3.tokenizerConfig, add_bos_token: true } });
+    const bos = { SpecialToken: { id: "<|begin_of_text|>", type_id: 0 } };
+    const single = [bos, { Sequence: { id: "A", type_id: 0 } }];
+    const post_processor = { type: "TemplateProcessing", single, pair: [] };
+    const tokenizer = new Tokenizer({ ...llama3, tokenizerJson: { ...llama3.tokenizerJson, post_processor } });
     expect(tokenizer.encode("hi")[0]).toBe(128000);
     const ids = tokenizer.encodeChat(hi, { addGenerationPrompt: true });
     expect(ids.filter((id) => id === 128000)).toEqual([128000]);
