@@ -54,7 +54,10 @@ export function namedTokens(config: Record<string, unknown>): Record<string, str
   return named;
 }
 
-/** tokenizer_config.json has the last word on the flags of added tokens, and what it names is special. */
+/**
+ * As transformers 5.17 merges them: what tokenizer_config.json says makes a token special, and never takes that from it;
+ * its named tokens need only be in the vocabulary.
+ */
 function mergeAddedTokens(
   tokens: readonly AddedToken[],
   vocabulary: Record<string, number>,
@@ -62,15 +65,20 @@ function mergeAddedTokens(
 ): AddedToken[] {
   const merged = new Map(tokens.map((token) => [token.content, { ...token }]));
   for (const [id, token] of Object.entries((config.added_tokens_decoder ?? {}) as Record<string, AddedToken>)) {
-    if (typeof token?.content === "string") {
-      merged.set(token.content, { ...merged.get(token.content), ...token, id: Number(id) });
-    }
+    if (typeof token?.content !== "string") continue;
+    const known = merged.get(token.content);
+    merged.set(token.content, {
+      ...known,
+      ...token,
+      id: Number(id),
+      special: token.special || known?.special === true,
+    });
   }
+  const named = Object.values(namedTokens(config));
   const extra = config.additional_special_tokens ?? config.extra_special_tokens;
-  const named = [...Object.values(namedTokens(config)), ...(Array.isArray(extra) ? extra : [])];
-  for (const content of named) {
+  for (const content of [...named, ...(Array.isArray(extra) ? extra : [])]) {
     const known = merged.get(content);
-    if (known !== undefined) known.special = true;
+    if (known !== undefined) known.special ||= named.includes(content);
     else if (typeof content === "string" && Object.hasOwn(vocabulary, content)) {
       merged.set(content, { id: vocabulary[content], content, special: true, normalized: false });
     }
