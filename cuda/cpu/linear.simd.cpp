@@ -267,8 +267,11 @@ static void multiply_many(const PanelProduct &p) {
 
 template <int kDtype>
 static void multiply(const PanelProduct &p) {
-  constexpr int kFewTiles = kDtype <= MSGL_BF16 ? 5 : 3;  // up to which decoding again for each costs less than storing
-  p.rows <= kFewTiles * kFewRows<kDtype> ? multiply_few<kDtype>(p) : multiply_many<kDtype>(p);
+  // Decoding again for every tile costs less than storing: for blocks up to a few tiles, for floats as long as the rows
+  // of x lie near.
+  constexpr bool kBlocks = kDtype > MSGL_BF16;
+  const bool few = p.rows <= (kBlocks ? 3 : 5) * kFewRows<kDtype> || (!kBlocks && p.rows * p.k <= 1 << 19);
+  few ? multiply_few<kDtype>(p) : multiply_many<kDtype>(p);
 }
 
 void multiply_panels(const PanelProduct &p) {
