@@ -7,7 +7,7 @@ import { blockTypes, randomBlocks, valuesOf, weightFrom } from "./weights.ts";
 const device = openDevice();
 afterAll(() => device.close());
 
-const kept = blockTypes.filter((dtype) => device.properties().keeps(dtype));
+const kept: readonly DType[] = blockTypes.filter((dtype) => device.properties().keeps(dtype));
 const nameOf = (dtype: DType) =>
   Object.entries(Types).find(([, value]) => value === dtype)?.[0] as keyof typeof fixture;
 const half = (value: number) => new Uint8Array(Float16Array.of(value).buffer);
