@@ -67,7 +67,7 @@ export class Metadata {
     const value = this.values.get(key);
     if (value === undefined || ArrayBuffer.isView(value)) return value as ArrayLike<number> | undefined;
     if (Array.isArray(value) && (value.length === 0 || typeof value[0] === "number")) return value as number[];
-    throw new CheckpointError(`${this.path}: ${key} must be a list of numbers`);
+    throw new CheckpointError(`${this.path}: ${key} must be a number or a list of numbers`);
   }
 
   number(key: string): number | undefined {

@@ -67,7 +67,8 @@ export function readGguf(path: string): GgufFile {
   const file = new PositionedFile(path);
   try {
     const reader = new HeaderReader(file);
-    if (reader.u32() !== 0x46554747) throw new CheckpointError(`${path} is not a GGUF file`);
+    if (reader.u32() !== 0x46554747)
+      throw new CheckpointError(`${path} is not a GGUF file (of a model in safetensors, give the folder)`);
     const version = reader.u32();
     if (version !== 2 && version !== 3) {
       const swapped = version > 0xffffff ? " (a big endian file?)" : "";

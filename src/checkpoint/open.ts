@@ -18,9 +18,20 @@ import { type Checkpoint, CheckpointError, type TensorInfo } from "./types.ts";
  * @throws CheckpointError with one line that says what is wrong and where
  */
 export async function openCheckpoint(model: string, options: { requireWeights: boolean }): Promise<Checkpoint> {
-  const path = locate(model);
-  if (statSync(path).isFile()) return openGguf(model, path);
-  if (existsSync(join(path, "config.json"))) return openFolder(model, path, options.requireWeights);
+  try {
+    return openPath(model, locate(model), options.requireWeights);
+  } catch (error) {
+    // What the file system refuses (no permission, a name too long) is as much wrong with the checkpoint.
+    if (error instanceof Error && "code" in error) throw new CheckpointError(`cannot read ${model}: ${error.message}`);
+    throw error;
+  }
+}
+
+function openPath(model: string, path: string, requireWeights: boolean): Checkpoint {
+  const stat = statSync(path);
+  if (stat.isFile()) return openGguf(model, path);
+  if (!stat.isDirectory()) throw new CheckpointError(`${path} is neither a folder nor a file`);
+  if (existsSync(join(path, "config.json"))) return openFolder(model, path, requireWeights);
   const files = readdirSync(path).filter((name) => name.endsWith(".gguf"));
   if (files.length === 1) return openGguf(model, join(path, files[0]));
   throw new CheckpointError(

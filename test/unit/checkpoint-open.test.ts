@@ -254,6 +254,15 @@ describe("names", () => {
     expect(await refuse(open("a/b", false))).toContain("model not found");
   });
 
+  test("paths that are no model", async () => {
+    expect(await refuse(open("/dev/null"))).toContain("neither a folder nor a file");
+    expect(await refuse(open(`./${"x".repeat(5000)}`))).toMatch(/not found|cannot read/);
+    const folder = makeFolder({ "config.json": config, "model.safetensors": weights(embedding) });
+    expect(await refuse(open(join(folder, "model.safetensors")))).toContain(
+      "is not a GGUF file (of a model in safetensors, give the folder)",
+    );
+  });
+
   test("paths that are not there", async () => {
     for (const path of ["", "./nothing", "/nothing/here", "a/b/c", "nothing.gguf", "../x", "a\u0000b"]) {
       expect(await refuse(open(path))).toMatch(/not found|empty/);

@@ -141,7 +141,7 @@ describe("models", () => {
     expect(await refuse(openModel({ "llama.attention.head_count_kv": [1, 2] }))).toContain("differs between layers");
     expect((await openModel({ "llama.attention.head_count_kv": [1, 1] })).config.numKvHeads).toBe(1);
     expect(await refuse(openModel({ "llama.block_count": "2" }))).toContain(
-      "llama.block_count must be a list of numbers",
+      "llama.block_count must be a number or a list of numbers",
     );
     expect(await refuse(openModel({ "llama.block_count": 0 }))).toContain(
       "llama.block_count must be a whole number from 1",
