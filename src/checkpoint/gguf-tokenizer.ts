@@ -12,16 +12,33 @@ const LLAMA3_SPLIT = (digits: string) =>
   digits +
   String.raw`| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
 
-/** The pre-tokenizers of tokenizer.ggml.pre: the expressions that split a text, one after the other. */
-const PRE_TOKENIZERS: Record<
-  string,
-  { splits: string[]; ignoreMerges?: boolean; normalizer?: string; addBos?: boolean }
-> = {
+/** What a name in tokenizer.ggml.pre stands for. */
+interface PreTokenizer {
+  /** The expressions that split a text, one after the other. */
+  splits: string[];
+  /** A word that is a token needs no merges. */
+  ignoreMerges?: boolean;
+  normalizer?: string;
+  /** BOS goes in front unless the file says otherwise. */
+  addBos?: boolean;
+}
+
+const LLAMA3: PreTokenizer = {
+  splits: [LLAMA3_SPLIT(String.raw`\p{N}{1,3}`)],
+  ignoreMerges: true,
+  addBos: true,
+};
+const QWEN2: PreTokenizer = { splits: [LLAMA3_SPLIT(String.raw`\p{N}`)], normalizer: "NFC" };
+
+const PRE_TOKENIZERS: Record<string, PreTokenizer> = {
   "gpt-2": { splits: [GPT2_SPLIT] },
   smollm: { splits: [String.raw`\p{N}`, GPT2_SPLIT] },
-  "llama-bpe": { splits: [LLAMA3_SPLIT(String.raw`\p{N}{1,3}`)], ignoreMerges: true, addBos: true },
-  qwen2: { splits: [LLAMA3_SPLIT(String.raw`\p{N}`)], normalizer: "NFC" },
-  // What llama.cpp falls back to for files older than the key; here only where a file asks for it by name.
+  "llama-bpe": LLAMA3,
+  llama3: LLAMA3,
+  "llama-v3": LLAMA3,
+  qwen2: QWEN2,
+  "deepseek-r1-qwen": QWEN2,
+  // Also for files older than the key, as in llama.cpp.
   default: { splits: [String.raw`[\p{P}\$\+<=>\^~\|]+`, GPT2_SPLIT, String.raw`\p{N}+`, "[0-9][0-9][0-9]"] },
 };
 
@@ -159,11 +176,14 @@ function sentencePiece(metadata: Metadata, tokens: readonly string[], unknown: s
   };
 }
 
+/** Longer tokens are no merges of words; looking for their parts would take a hostile file's time. */
+const LONGEST_MERGED = 1024;
+
 function mergesByScore(tokens: readonly string[], vocab: Record<string, number>, scores: ArrayLike<number>) {
   const merges: { pair: [string, string]; score: number }[] = [];
   for (let id = 0; id < tokens.length; id++) {
     const token = tokens[id];
-    if (vocab[token] !== id) continue;
+    if (vocab[token] !== id || token.length > LONGEST_MERGED) continue;
     for (let i = token.length - 1; i > 0; i--) {
       const left = token.slice(0, i);
       const right = token.slice(i);

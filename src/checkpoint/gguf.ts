@@ -45,11 +45,12 @@ const TENSOR_TYPES = new Map<number, { type: StoredType; block: number; bytes: n
 ]);
 
 /** Names of the types that are not supported, for the message. */
+// biome-ignore format: a table
 const OTHER_TYPES: Record<number, string> = {
   6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
   18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
   27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-}; // biome-ignore format: a table
+};
 
 // What a hostile file may make us hold. Real headers have 10 MB, 50 keys, 1,000 tensors and 500,000 strings.
 const MAX_HEADER_BYTES = 256 << 20;
