@@ -15,6 +15,9 @@
 
 namespace minisgl {
 
+constexpr uint32_t kPhiloxFactors[2] = {0xD2511F53u, 0xCD9E8D57u};
+constexpr uint32_t kPhiloxKeys[2] = {0x9E3779B9u, 0xBB67AE85u};
+
 struct Philox {
   uint32_t word[4];
 };
@@ -22,20 +25,24 @@ struct Philox {
 /* The four words at `counter` under the 64-bit key (key_low, key_high). */
 MSGL_HOST_DEVICE Philox philox(Philox counter, uint32_t key_low, uint32_t key_high) {
   for (int round = 0; round < 10; round++) {
-    const uint64_t a = 0xD2511F53ull * counter.word[0];
-    const uint64_t b = 0xCD9E8D57ull * counter.word[2];
+    const uint64_t a = uint64_t{kPhiloxFactors[0]} * counter.word[0];
+    const uint64_t b = uint64_t{kPhiloxFactors[1]} * counter.word[2];
     counter = {{static_cast<uint32_t>(b >> 32) ^ counter.word[1] ^ key_low, static_cast<uint32_t>(b),
                 static_cast<uint32_t>(a >> 32) ^ counter.word[3] ^ key_high, static_cast<uint32_t>(a)}};
-    key_low += 0x9E3779B9u;
-    key_high += 0xBB67AE85u;
+    key_low += kPhiloxKeys[0];
+    key_high += kPhiloxKeys[1];
   }
   return counter;
 }
 
-/* The uniform number in (0, 1) that msgl_sample draws for a token id at a position of its sequence; never 0 or 1. */
+/* A word as a uniform number in (0, 1); never 0 or 1. */
+MSGL_HOST_DEVICE float open_uniform(uint32_t word) {
+  return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f);
+}
+
+/* The uniform number that msgl_sample draws for a token id at a position of its sequence. */
 MSGL_HOST_DEVICE float sampling_uniform(uint32_t seed_low, uint32_t seed_high, uint32_t id, uint32_t position) {
-  const uint32_t w = philox({{id, position, 0, 0}}, seed_low, seed_high).word[0];
-  return (static_cast<float>(w >> 9) + 0.5f) * (1.0f / 8388608.0f);
+  return open_uniform(philox({{id, position, 0, 0}}, seed_low, seed_high).word[0]);
 }
 
 #ifdef __CUDA_ARCH__
@@ -67,9 +74,12 @@ MSGL_HOST_DEVICE float sampling_log(float x) {
   return MSGL_ADD(MSGL_ADD(f, y), MSGL_MULTIPLY(e, 0.693359375f));
 }
 
-/* The Gumbel noise -log(-log(u)) of a token id at a position; between -2.9 and 16.7. */
+/* The Gumbel noise of a uniform number from open_uniform: between -2.9 and 16.7. */
+MSGL_HOST_DEVICE float gumbel_noise(float u) { return -sampling_log(-sampling_log(u)); }
+
+/* The noise that msgl_sample adds to logit / temperature of a token id at a position of its sequence. */
 MSGL_HOST_DEVICE float sampling_noise(uint32_t seed_low, uint32_t seed_high, uint32_t id, uint32_t position) {
-  return -sampling_log(-sampling_log(sampling_uniform(seed_low, seed_high, id, position)));
+  return gumbel_noise(sampling_uniform(seed_low, seed_high, id, position));
 }
 
 /* Value `index` of msgl_random and msgl_weight_random: uniform in [-1, 1) on a grid of 2^-23. */

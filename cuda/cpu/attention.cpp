@@ -2,8 +2,37 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <utility>
 
 #include "device.h"
+
+namespace msgl {
+
+/// Floats that only ever grow. Aligned, or vectors would straddle cache lines; not cleared.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  ~Buffer() { std::free(floats_); }
+
+  float *room(int64_t count) {
+    if (count > count_) {
+      std::free(std::exchange(floats_, nullptr));
+      count_ = 0;
+      floats_ = static_cast<float *>(allocate(count * sizeof(float)));
+      count_ = count;
+    }
+    return floats_;
+  }
+
+ private:
+  float *floats_ = nullptr;
+  int64_t count_ = 0;
+};
+
+}  // namespace msgl
 
 struct msgl_attention_plan : msgl::Owned {
   using Owned::Owned;
@@ -12,7 +41,7 @@ struct msgl_attention_plan : msgl::Owned {
   // What follows belongs to the device's thread.
   int32_t sequences = 0;
   std::vector<msgl::AttentionTask> tasks;
-  std::vector<float> partials;
+  msgl::Buffer partials;
 };
 
 namespace msgl {
@@ -83,8 +112,7 @@ void schedule(msgl_attention_plan &plan, const AttentionShape &shape, const Call
       }
     }
   }
-  if (static_cast<int64_t>(plan.partials.size()) < room) plan.partials.resize(room);
-  float *partials = plan.partials.data();
+  float *partials = plan.partials.room(room);
   for (int32_t index = 0; index < plan.sequences; ++index) {
     const Sequence sequence(call, index, shape.page_size);
     if (!is_split(shape, sequence)) continue;
@@ -99,10 +127,10 @@ void schedule(msgl_attention_plan &plan, const AttentionShape &shape, const Call
   }
 }
 
-void merge_split(const msgl_attention_plan &plan, const AttentionShape &shape, const Call &call) {
+void merge_split(msgl_attention_plan &plan, const AttentionShape &shape, const Call &call) {
   const auto merge = MSGL_PICK(merge_spans);
   std::vector<float> total(shape.partial());
-  const float *partials = plan.partials.data();
+  const float *partials = plan.partials.room(0);
   for (int32_t index = 0; index < plan.sequences; ++index) {
     const Sequence sequence(call, index, shape.page_size);
     if (!is_split(shape, sequence)) continue;
@@ -130,11 +158,9 @@ void run_attention(msgl_device &device, msgl_attention_plan &plan, const Call &c
   schedule(plan, shape, call);
   const auto kernel = MSGL_PICK(attend);
   device.pool.run(plan.tasks.size(), [&](int64_t index) {
-    thread_local std::vector<float> scratch;
+    thread_local Buffer scratch;
     const AttentionTask &task = plan.tasks[index];
-    const size_t floats = shape.scratch(task.queries * shape.group());
-    if (scratch.size() < floats) scratch.resize(floats);
-    kernel(shape, task, scratch.data());
+    kernel(shape, task, scratch.room(shape.scratch(task.queries * shape.group())));
   });
   merge_split(plan, shape, call);
 }

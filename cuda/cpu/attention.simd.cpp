@@ -4,7 +4,6 @@
 
 namespace msgl::MSGL_ISA {
 
-static constexpr int kTileVectors = kTile / kLanes;
 
 /// Accumulators of `rows` rows times this many vectors fill the registers and hide the latency of multiply-adds.
 static constexpr int columns_for(int rows) {
@@ -121,36 +120,50 @@ static void fetch_tile(Walk &walk, const AttentionShape &shape, const AttentionT
   for (int32_t t = 0; t < count; t += 8) transpose_keys<kDtype>(walk.keys + t, k_rows + t, walk.head_dim);
 }
 
+/// sums[r][c] += factors[r * stride] * vectors[c]. What is kept in registers is the shorter side, or they do not suffice.
 template <int kRows, int kColumns>
-static inline void score_block(const Walk &walk, int32_t row, int32_t column) {
-  Floats sums[kRows][kColumns] = {};
-  const float *q = walk.queries + row * walk.head_dim;
-  for (int32_t d = 0; d < walk.head_dim; ++d) {
-    const float *keys = walk.keys + d * kTile + column * kLanes;
+static inline void multiply_add(Floats (&sums)[kRows][kColumns], const float *factors, int64_t stride,
+                                const float *vectors) {
+  if constexpr (kRows <= kColumns) {
+    Floats kept[kRows];
+    for (int r = 0; r < kRows; ++r) kept[r] = broadcast(factors[r * stride]);
+    for (int c = 0; c < kColumns; ++c) {
+      const Floats vector = load(vectors + c * kLanes);
+      for (int r = 0; r < kRows; ++r) sums[r][c] = fma(kept[r], vector, sums[r][c]);
+    }
+  } else {
+    Floats kept[kColumns];
+    for (int c = 0; c < kColumns; ++c) kept[c] = load(vectors + c * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const Floats factor = broadcast(q[r * walk.head_dim + d]);
-      for (int c = 0; c < kColumns; ++c) sums[r][c] = fma(factor, load(keys + c * kLanes), sums[r][c]);
+      const Floats factor = broadcast(factors[r * stride]);
+      for (int c = 0; c < kColumns; ++c) sums[r][c] = fma(factor, kept[c], sums[r][c]);
     }
   }
+}
+
+template <int kRows, int kColumns>
+static void score_block(const Walk &walk, int32_t row, int32_t column) {
+  Floats sums[kRows][kColumns];
+  for (auto &of_row : sums) {
+    for (Floats &sum : of_row) sum = broadcast(0.0f);
+  }
+  const int64_t head_dim = walk.head_dim;
+  const float *q = walk.queries + row * head_dim, *keys = walk.keys + column * kLanes;
+  for (int64_t d = 0; d < head_dim; ++d) multiply_add(sums, q + d, head_dim, keys + d * kTile);
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kColumns; ++c) store(walk.scores + (row + r) * kTile + (column + c) * kLanes, sums[r][c]);
   }
 }
 
 template <int kRows, int kColumns>
-static inline void value_block(const Walk &walk, int32_t row, int32_t column, int32_t count) {
+static void value_block(const Walk &walk, int32_t row, int32_t column, int32_t count) {
   Floats sums[kRows][kColumns];
   float *to = walk.span + row * walk.partial + column * kLanes;
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kColumns; ++c) sums[r][c] = load(to + r * walk.partial + c * kLanes);
   }
-  for (int32_t t = 0; t < count; ++t) {
-    const float *values = walk.value_rows[t] + column * kLanes;
-    for (int r = 0; r < kRows; ++r) {
-      const Floats factor = broadcast(walk.scores[(row + r) * kTile + t]);
-      for (int c = 0; c < kColumns; ++c) sums[r][c] = fma(factor, load(values + c * kLanes), sums[r][c]);
-    }
-  }
+  const float *factors = walk.scores + row * kTile;
+  for (int64_t t = 0; t < count; ++t) multiply_add(sums, factors + t, kTile, walk.value_rows[t] + column * kLanes);
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kColumns; ++c) store(to + r * walk.partial + c * kLanes, sums[r][c]);
   }
