@@ -65,6 +65,11 @@ export function percentile(values: ArrayLike<number>, p: number): number {
   return (sorted[low] as number) + ((sorted[high] as number) - (sorted[low] as number)) * (at - low);
 }
 
+/** How many of the times (in milliseconds) had passed when: [seconds, count], for a plot. */
+export function ranked(times: readonly number[]): [seconds: number, count: number][] {
+  return times.toSorted((a, b) => a - b).map((time, index) => [time / 1000, index + 1]);
+}
+
 /** Milliseconds a step while all sequences were decoding: from the last first token to the first last token. */
 export function steadyStep(run: Run): number {
   const begin = Math.max(...run.arrivals.map(({ times }) => times[0] ?? 0));

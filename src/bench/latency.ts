@@ -21,14 +21,26 @@ export async function benchLatency(
   roofline: Roofline | null,
 ): Promise<Report> {
   await warmUp(runtime);
-  const groups = [];
+  const groups: Awaited<ReturnType<typeof measure>>[] = [];
   for (const batch of options.batches) groups.push(await measure(runtime, batch, options, roofline));
   const { context, tokens, repeats } = options;
+  const pointsOf = (key: string) =>
+    groups.map(({ batch, figures }): [number, number] => [batch, figures.find((figure) => figure.key === key)!.value]);
   return {
     benchmark: "latency",
     description: `decode at a context of ${context}, ${tokens} tokens each, median of ${repeats}`,
     model: runtime.info,
+    limits: roofline?.limits ?? null,
     groups,
+    plot: {
+      title: `latency at a context of ${context}, ${runtime.info.model}`,
+      xLabel: "sequences",
+      yLabel: "ms a step",
+      series: [
+        { name: "measured", points: pointsOf("step_milliseconds") },
+        ...(roofline === null ? [] : [{ name: "limit", points: pointsOf("limit_milliseconds") }]),
+      ],
+    },
   };
 }
 
@@ -37,7 +49,7 @@ async function measure(
   batch: number,
   { context, tokens, repeats }: LatencyOptions,
   roofline: Roofline | null,
-): Promise<{ name: string; figures: Figure[] }> {
+): Promise<{ name: string; batch: number; figures: Figure[] }> {
   const input = Math.max(1, context - Math.floor(tokens / 2));
   const steps: number[] = [];
   const firsts: number[] = [];
@@ -63,5 +75,5 @@ async function measure(
       { key: "share_of_limit", label: "share of the limit", value: limit / step, unit: "", digits: 3 },
     );
   }
-  return { name: `batch ${batch}`, figures };
+  return { name: `batch ${batch}`, batch, figures };
 }

@@ -25,8 +25,27 @@ export async function benchOffline(
     benchmark: "offline",
     description: describeItems(items),
     model: runtime.info,
+    limits: roofline?.limits ?? null,
     groups: [{ name: "", figures: throughput(run, items, roofline) }],
+    plot: {
+      title: `offline, ${runtime.info.model}`,
+      xLabel: "seconds",
+      yLabel: "tokens/s",
+      series: [{ name: "generated", points: rateOverTime(run) }],
+    },
   };
+}
+
+/** Tokens a second in each hundredth of a run. */
+function rateOverTime({ arrivals, milliseconds }: Run): [seconds: number, rate: number][] {
+  const width = milliseconds / 100;
+  const counts = new Float64Array(101);
+  for (const { times, counts: totals } of arrivals) {
+    times.forEach((time, index) => {
+      counts[Math.floor(time / width)]! += (totals[index] as number) - (totals[index - 1] ?? 0);
+    });
+  }
+  return Array.from({ length: 100 }, (_, index) => [((index + 0.5) * width) / 1000, (1000 * counts[index]!) / width]);
 }
 
 /** "256 sequences, 142,827 prompt tokens, 133,966 tokens to generate". */

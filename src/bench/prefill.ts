@@ -1,5 +1,5 @@
 import type { RuntimeInterface } from "../runtime/types.ts";
-import { drive, warmUp } from "./drive.ts";
+import { drive, ranked, warmUp } from "./drive.ts";
 import type { Figure, Report } from "./report.ts";
 import { prefillLimit, type Roofline } from "./roofline.ts";
 import { randomItems } from "./workload.ts";
@@ -52,6 +52,13 @@ export async function benchPrefill(
     benchmark: "prefill",
     description: `${sequences} prompts of ${length} tokens`,
     model: runtime.info,
+    limits: roofline?.limits ?? null,
     groups: [{ name: "", figures }],
+    plot: {
+      title: `prefill of ${sequences} x ${length} tokens, ${runtime.info.model}`,
+      xLabel: "seconds",
+      yLabel: "prompts computed",
+      series: [{ name: "", points: ranked(run.arrivals.map(({ times }) => times[0] ?? Number.NaN)) }],
+    },
   };
 }

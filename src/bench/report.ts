@@ -1,4 +1,6 @@
 import type { EngineInfo } from "../message/types.ts";
+import type { Plot } from "./plot.ts";
+import type { Limits } from "./roofline.ts";
 
 /** A figure of a report. */
 export interface Figure {
@@ -17,8 +19,11 @@ export interface Report {
   /** What was run, in words. */
   description: string;
   model: EngineInfo | null;
+  /** What the device was measured to reach; null where that was not asked. */
+  limits: Limits | null;
   /** A group of figures each, with what distinguishes it ("batch 8"); one group with no name where there is one. */
   groups: { name: string; figures: Figure[] }[];
+  plot: Plot | null;
 }
 
 /** True where every figure that has a target meets it. */
@@ -37,6 +42,10 @@ export function formatReport(report: Report): string {
   if (report.model !== null) {
     const { model, dtype, device, library } = report.model;
     lines.push(`${model}, ${dtype}, ${device} (${library})`);
+  }
+  if (report.limits !== null) {
+    const { bandwidth, matrixRate } = report.limits;
+    lines.push(`limits: ${(bandwidth / 1e9).toFixed(1)} GB/s read, ${(matrixRate / 1e12).toPrecision(3)} TFLOP/s`);
   }
   const rows = report.groups.flatMap(({ name, figures }) =>
     figures.map((figure, index) => ({ name: index === 0 ? name : "", figure, text: formatValue(figure) })),
@@ -65,10 +74,10 @@ function verdict(figure: Figure): string {
 
 /** The report as data: figures by key, groups under their names. */
 export function reportJson(report: Report): Record<string, unknown> {
-  const { benchmark, description, model } = report;
+  const { benchmark, description, model, limits } = report;
   const results = report.groups.map(({ name, figures }) => ({
     ...(name === "" ? {} : { name }),
     ...Object.fromEntries(figures.map(({ key, value }) => [key, Number.isFinite(value) ? value : null])),
   }));
-  return { benchmark, description, date: new Date().toISOString(), model, passed: passes(report), results };
+  return { benchmark, description, date: new Date().toISOString(), model, limits, passed: passes(report), results };
 }

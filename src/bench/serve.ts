@@ -1,6 +1,6 @@
 import type { RuntimeInterface } from "../runtime/types.ts";
 import { type ClientResult, spawnClient } from "./client.ts";
-import { drive, percentile, warmUp } from "./drive.ts";
+import { drive, percentile, ranked, warmUp } from "./drive.ts";
 import { describeItems, type OfflineOptions, throughput } from "./offline.ts";
 import type { Figure, Report } from "./report.ts";
 import type { Roofline } from "./roofline.ts";
@@ -46,7 +46,17 @@ export async function benchServe(
     benchmark: "serve",
     description: describeItems(items),
     model: runtime.info,
+    limits: roofline?.limits ?? null,
     groups: [{ name: "", figures }],
+    plot: {
+      title: `streams, ${runtime.info.model}`,
+      xLabel: "seconds",
+      yLabel: "streams",
+      series: [
+        { name: "begun", points: ranked(result.firstTimes) },
+        { name: "ended", points: ranked(result.lastTimes) },
+      ],
+    },
   };
 }
 

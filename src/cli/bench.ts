@@ -1,11 +1,12 @@
 /** `minisgl bench ...`: options of the benchmarks, and what they print. */
 import { writeFileSync } from "node:fs";
-import type { Command, Option } from "commander";
+import { type Command, Option } from "commander";
 import { answerJob } from "../bench/client.ts";
 import { writeDummyModel } from "../bench/dummy-model.ts";
 import { benchStep, benchStreams } from "../bench/host.ts";
 import { benchLatency } from "../bench/latency.ts";
 import { benchOffline } from "../bench/offline.ts";
+import { plotSvg } from "../bench/plot.ts";
 import { benchPrefill } from "../bench/prefill.ts";
 import { formatReport, passes, type Report, reportJson } from "../bench/report.ts";
 import { measureLimits, modelCost, type Roofline } from "../bench/roofline.ts";
@@ -21,6 +22,7 @@ import { integer, integers, number } from "./values.ts";
 
 interface OutputFlags {
   json?: string;
+  plot?: string;
 }
 
 interface WorkloadFlags {
@@ -48,6 +50,8 @@ function benchmark(bench: Command, name: string, description: string, options: r
   return command.option("--json <file>", "also write the figures to a file");
 }
 
+const plotFlag = () => new Option("--plot <file>", "also draw them as SVG");
+
 function workloadOptions(command: Command): Command {
   return command
     .option("--sequences <n>", "take the first n of the workload's 256 sequences", integer(1, 256), 256)
@@ -64,13 +68,16 @@ const isShare = (value: number) => value > 0 && value <= 1;
 
 function addOffline(bench: Command, spawn: SpawnWorker): void {
   const description = "256 sequences of 100 to 1024 tokens, answers of 100 to 1024 (Nano-vLLM's and Mini-SGLang's)";
-  workloadOptions(benchmark(bench, "offline", description)).action(async (flags: Flags<WorkloadFlags>) => {
-    await measure(flags, spawn, (runtime, roofline) => benchOffline(runtime, flags, roofline));
-  });
+  workloadOptions(benchmark(bench, "offline", description))
+    .addOption(plotFlag())
+    .action(async (flags: Flags<WorkloadFlags>) => {
+      await measure(flags, spawn, (runtime, roofline) => benchOffline(runtime, flags, roofline));
+    });
 }
 
 function addLatency(bench: Command, spawn: SpawnWorker): void {
   benchmark(bench, "latency", "time per decode step at a fixed context")
+    .addOption(plotFlag())
     .option("--batch <n,...>", "sequences that decode together", integers(1, 65536), [1, 8])
     .option("--context <tokens>", "context in the middle of the measurement", integer(1), 1024)
     .option("--tokens <n>", "tokens that each sequence generates", integer(2), 128)
@@ -85,6 +92,7 @@ function addLatency(bench: Command, spawn: SpawnWorker): void {
 
 function addPrefill(bench: Command, spawn: SpawnWorker): void {
   benchmark(bench, "prefill", "time to compute prompts")
+    .addOption(plotFlag())
     .option("--sequences <n>", "number of prompts", integer(1, 65536), 256)
     .option("--length <tokens>", "tokens of a prompt", integer(1), 1024)
     .action(async (flags: Flags<{ sequences: number; length: number }>) => {
@@ -95,6 +103,7 @@ function addPrefill(bench: Command, spawn: SpawnWorker): void {
 function addServe(bench: Command, spawn: SpawnWorker): void {
   const description = "the offline workload over HTTP streams, from another process";
   workloadOptions(benchmark(bench, "serve", description))
+    .addOption(plotFlag())
     .option("--no-compare", "leave out the run without HTTP")
     .action(async (flags: Flags<WorkloadFlags & { compare: boolean }>) => {
       await measure(flags, spawn, (runtime, roofline) =>
@@ -152,7 +161,10 @@ async function runHost(model: string, flags: Flags<{ tokens: number }>): Promise
     },
   ];
   const description = `Qwen3-0.6B's shapes over a device that computes nothing`;
-  print({ benchmark: "host", description: flags.model ?? description, model: null, groups }, flags);
+  print(
+    { benchmark: "host", description: flags.model ?? description, model: null, limits: null, groups, plot: null },
+    flags,
+  );
 }
 
 /** Runs a benchmark on a model and prints its report. The hardware is measured first, while nothing else is on it. */
@@ -174,9 +186,10 @@ async function measure(
 }
 
 /** Prints the report; a target that is missed makes the exit code 1. */
-function print(report: Report, { json }: OutputFlags): void {
+function print(report: Report, { json, plot }: OutputFlags): void {
   process.stdout.write(formatReport(report));
   if (json !== undefined) writeFileSync(json, `${JSON.stringify(reportJson(report), null, 2)}\n`);
+  if (plot !== undefined && report.plot !== null) writeFileSync(plot, plotSvg(report.plot));
   if (!passes(report)) process.exitCode = 1;
 }
 
