@@ -2,7 +2,7 @@
  * The bench room: what is measured, apart from the options that ask for it. Read workload.ts (what is sent), drive.ts
  * (how it is sent and timed), a file per benchmark, roofline.ts (what the hardware would allow), report.ts.
  */
-import lengths from "./offline-lengths.json" with { type: "json" };
+import { inputLengths, outputLengths } from "./offline-lengths.ts";
 
 /** A request of a benchmark: random token ids, and as many tokens to answer whatever they are. */
 export interface WorkItem {
@@ -44,8 +44,8 @@ export function randomItems(
  */
 export function offlineItems(vocabularySize: number, sequences = 256, scale = 1): WorkItem[] {
   const scaled = (length: number) => Math.max(1, Math.round(length * scale));
-  const shapes = lengths.inputLengths
+  const shapes = inputLengths
     .slice(0, sequences)
-    .map((input, index) => ({ input: scaled(input), output: scaled(lengths.outputLengths[index] as number) }));
+    .map((input, index) => ({ input: scaled(input), output: scaled(outputLengths[index] as number) }));
   return randomItems(shapes, vocabularySize);
 }
