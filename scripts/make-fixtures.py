@@ -50,6 +50,8 @@ MODELS = {
         num_attention_heads=6, num_key_value_heads=1, head_dim=64, sliding_window=None), dict(shards="60KB")),
     "llama-bfloat16": ("LlamaConfig", dict(vocab_size=131, hidden_size=64, intermediate_size=96,
         num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True), dict(dtype="bfloat16")),
+    "llama-attention-bias": ("LlamaConfig", dict(vocab_size=97, hidden_size=40, intermediate_size=67,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=64, attention_bias=True), dict(dtype="float16")),
 }
 
 

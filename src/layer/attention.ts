@@ -19,7 +19,7 @@ export class Attention {
     private readonly index: number,
     options: { qkNorm: boolean },
   ) {
-    const { numHeads, numKvHeads, headDim, hiddenSize, attentionBias } = config;
+    const { numHeads, numKvHeads, headDim, hiddenSize, attentionBias, attentionOutputBias } = config;
     const parts = [
       { name: "q_proj", rows: numHeads * headDim },
       { name: "k_proj", rows: numKvHeads * headDim },
@@ -27,7 +27,10 @@ export class Attention {
     ];
     this.shape = { heads: numHeads, kvHeads: numKvHeads, headDim };
     this.qkv = new Linear(weights.merged(parts, hiddenSize), attentionBias ? weights.mergedBias(parts) : null);
-    this.output = new Linear(weights.at("o_proj").matrix(hiddenSize, numHeads * headDim));
+    this.output = new Linear(
+      weights.at("o_proj").matrix(hiddenSize, numHeads * headDim),
+      attentionOutputBias ? weights.mergedBias([{ name: "o_proj", rows: hiddenSize }]) : null,
+    );
     this.norms = options.qkNorm
       ? { q: weights.at("q_norm").norm(headDim), k: weights.at("k_norm").norm(headDim) }
       : null;
