@@ -24,13 +24,15 @@ struct Philox {
 
 /* The four words at `counter` under the 64-bit key (key_low, key_high). */
 MSGL_HOST_DEVICE Philox philox(Philox counter, uint32_t key_low, uint32_t key_high) {
+  constexpr uint32_t factors[2] = {kPhiloxFactors[0], kPhiloxFactors[1]}; /* device code knows no global arrays */
+  constexpr uint32_t keys[2] = {kPhiloxKeys[0], kPhiloxKeys[1]};
   for (int round = 0; round < 10; round++) {
-    const uint64_t a = uint64_t{kPhiloxFactors[0]} * counter.word[0];
-    const uint64_t b = uint64_t{kPhiloxFactors[1]} * counter.word[2];
+    const uint64_t a = uint64_t{factors[0]} * counter.word[0];
+    const uint64_t b = uint64_t{factors[1]} * counter.word[2];
     counter = {{static_cast<uint32_t>(b >> 32) ^ counter.word[1] ^ key_low, static_cast<uint32_t>(b),
                 static_cast<uint32_t>(a >> 32) ^ counter.word[3] ^ key_high, static_cast<uint32_t>(a)}};
-    key_low += kPhiloxKeys[0];
-    key_high += kPhiloxKeys[1];
+    key_low += keys[0];
+    key_high += keys[1];
   }
   return counter;
 }

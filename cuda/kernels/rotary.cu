@@ -1,0 +1,131 @@
+/*
+ * rotary.cu: what stands between the QKV product and attention, in one pass over qkv: RMS norm of the query and key
+ * heads, rotary embedding (Su et al., 2021; half-split pairs), queries to q, keys and values to their cache rows.
+ *
+ * A row of qkv:  | query heads | key heads | value heads |, each head of head_dim values, in vectors of 8.
+ * A head is the work of `Lanes` lanes. Lane j holds two vectors, which rotate against each other:
+ *
+ *   |  0 .. rotary / 2  |  rotary / 2 .. rotary  |     rest     |
+ *      j                   j + pairs                pairs of neighbours for the lanes after those, left as they are
+ */
+#include "vector.cuh"
+
+using namespace minisgl;
+
+namespace {
+
+struct RotaryStore {
+  void *q, *k_cache, *v_cache;
+  const void *qkv;
+  const int32_t *positions, *cache_rows;
+  const float *rotary;
+  const void *q_norm, *k_norm;
+  int64_t items;  // tokens * heads of all three kinds
+  int heads, kv_heads, head_dim, rotary_dim;
+  float epsilon;
+};
+
+template <class T, int Lanes>
+__global__ void rotary_store_kernel(const RotaryStore a) {
+  using V = Vector<T>;
+  dependency_wait();
+  dependency_trigger();
+  const int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / Lanes;
+  const int lane = threadIdx.x % Lanes;
+  const int row_heads = a.heads + 2 * a.kv_heads;
+  const int64_t token = item / row_heads;
+  const int head = static_cast<int>(item % row_heads);
+  const bool is_query = head < a.heads, is_key = !is_query && head < a.heads + a.kv_heads;
+  // All lanes of a warp stay for the reduction; those past the end work on nothing.
+  const bool active = item < a.items && lane < a.head_dim / (2 * V::size);
+  const int pairs = a.rotary_dim / (2 * V::size);
+  const bool rotates = lane < pairs && (is_query || is_key);
+  const int first = lane < pairs ? lane : 2 * lane;
+  const int second = lane < pairs ? lane + pairs : 2 * lane + 1;
+
+  float x[V::size] = {}, y[V::size] = {};
+  if (active) {
+    const T *source = static_cast<const T *>(a.qkv) + (token * row_heads + head) * a.head_dim;
+    const V u = V::load(source + first * V::size), v = V::load(source + second * V::size);
+#pragma unroll
+    for (int i = 0; i < V::size; i++) x[i] = to_float(u.value[i]), y[i] = to_float(v.value[i]);
+  }
+
+  const T *norm = static_cast<const T *>(is_query ? a.q_norm : a.k_norm);
+  if (a.q_norm != nullptr) {
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < V::size; i++) squares += x[i] * x[i] + y[i] * y[i];
+#pragma unroll
+    for (int offset = Lanes / 2; offset > 0; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
+    if (active && (is_query || is_key)) {
+      const float scale = rsqrtf(squares / a.head_dim + a.epsilon);
+      const V u = V::load(norm + first * V::size), v = V::load(norm + second * V::size);
+#pragma unroll
+      for (int i = 0; i < V::size; i++) x[i] *= scale * to_float(u.value[i]), y[i] *= scale * to_float(v.value[i]);
+    }
+  }
+  if (!active) return;
+
+  if (rotates) {
+    const float *cosines = a.rotary + static_cast<int64_t>(a.positions[token]) * a.rotary_dim + lane * V::size;
+    const float *sines = cosines + a.rotary_dim / 2;
+#pragma unroll
+    for (int i = 0; i < V::size; i += 4) {
+      const float4 c = *reinterpret_cast<const float4 *>(cosines + i), s = *reinterpret_cast<const float4 *>(sines + i);
+      const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float p = x[i + j], q = y[i + j];
+        x[i + j] = p * cs[j] - q * sn[j];
+        y[i + j] = q * cs[j] + p * sn[j];
+      }
+    }
+  }
+
+  T *destination;
+  if (is_query) {
+    destination = static_cast<T *>(a.q) + (token * a.heads + head) * a.head_dim;
+  } else {
+    const int kv_head = head - a.heads - (is_key ? 0 : a.kv_heads);
+    T *cache = static_cast<T *>(is_key ? a.k_cache : a.v_cache);
+    destination = cache + (static_cast<int64_t>(a.cache_rows[token]) * a.kv_heads + kv_head) * a.head_dim;
+  }
+  V u, v;
+#pragma unroll
+  for (int i = 0; i < V::size; i++) u.value[i] = from_float<T>(x[i]), v.value[i] = from_float<T>(y[i]);
+  u.store(destination + first * V::size);
+  v.store(destination + second * V::size);
+}
+
+template <class T, int Lanes>
+void enqueue(msgl_device *device, const RotaryStore &arguments) {
+  constexpr int threads = 128;
+  launch(device, Follow::dependent, rotary_store_kernel<T, Lanes>,
+         static_cast<unsigned>(ceil_div(arguments.items * Lanes, threads)), threads, 0, arguments);
+}
+
+}  // namespace
+
+int32_t msgl_rotary_store(msgl_device *device, void *q, void *k_cache, void *v_cache, const void *qkv,
+                          const int32_t *positions, const int32_t *cache_rows, const float *rotary, const void *q_norm,
+                          const void *k_norm, int32_t tokens, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                          int32_t rotary_dim, float epsilon, int32_t dtype, int32_t cache_dtype) {
+  return on_device(device, [&] {
+    if (dtype != cache_dtype) fail("rotary_store: the cache must have the activations' dtype");
+    if (head_dim % 16 != 0 || rotary_dim % 16 != 0 || rotary_dim > head_dim || head_dim > 512)
+      fail("rotary_store: head_dim %d and rotary_dim %d must be multiples of 16, at most 512", head_dim, rotary_dim);
+    if ((q_norm == nullptr) != (k_norm == nullptr)) fail("rotary_store: q_norm and k_norm go together");
+    const RotaryStore arguments{q,      k_cache, v_cache, qkv, positions, cache_rows, rotary,
+                                q_norm, k_norm,  static_cast<int64_t>(tokens) * (heads + 2 * kv_heads),
+                                heads,  kv_heads, head_dim, rotary_dim, epsilon};
+    dispatch_half(dtype, [&](auto *type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      if (head_dim <= 64) return enqueue<T, 4>(device, arguments);
+      if (head_dim <= 128) return enqueue<T, 8>(device, arguments);
+      if (head_dim <= 256) return enqueue<T, 16>(device, arguments);
+      enqueue<T, 32>(device, arguments);
+    });
+    device->stored_cache = k_cache;
+  });
+}

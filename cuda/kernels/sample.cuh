@@ -1,0 +1,94 @@
+/* sample.cuh: what the two sampling kernels share: the order of candidates, the draw, and where a token is written. */
+#ifndef MINISGL_SAMPLE_CUH
+#define MINISGL_SAMPLE_CUH
+
+#include <cmath>
+
+#include "../philox.h"
+#include "vector.cuh"
+
+namespace minisgl {
+
+constexpr int max_sampling_rows = 1 << 16;
+
+struct Sampling {
+  int32_t *tokens, *token_table;
+  const float *logits;
+  const msgl_sampling *rows;
+  int vocabulary;
+  int64_t token_stride;
+};
+
+/* An order-preserving map of floats to integers; NaN comes first. */
+DEVICE uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(isnan(value) ? -INFINITY : value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* A value and its id, of which the largest is the largest value, the lowest id among equals. */
+DEVICE uint64_t candidate(float value, int id) {
+  return static_cast<uint64_t>(ordered(value)) << 32 | static_cast<uint32_t>(~id);
+}
+/* The value of a candidate; NaN, which compares false, for 0. */
+DEVICE float ordered_value(uint64_t candidate) {
+  const uint32_t bits = static_cast<uint32_t>(candidate >> 32);
+  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
+DEVICE int candidate_id(uint64_t candidate) { return static_cast<int>(~static_cast<uint32_t>(candidate)); }
+
+/* The largest candidate of a block, in thread 0. scratch: 32 words of shared memory, of one use only. */
+DEVICE uint64_t block_best(uint64_t best, uint64_t *scratch) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) best = max(best, __shfl_xor_sync(~0u, best, offset));
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = best;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (unsigned i = 1; i < blockDim.x / 32; i++) best = max(best, scratch[i]);
+  return best;
+}
+
+/*
+ * The candidate of an id in the Gumbel-max draw, or 0 where it cannot beat `best`. The noise -log(-log(u)) exceeds d only
+ * if u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; d is rounded down to be safe.
+ */
+DEVICE uint64_t draw(const msgl_sampling &row, float inverse_temperature, float logit, int id, uint64_t best) {
+  const float scaled = logit * inverse_temperature;
+  const float missing = ordered_value(best) - scaled - 0.01f - 1e-6f * fabsf(scaled);
+  if (missing > 16.7f) return 0;  // the largest noise is 16.64
+  const float u = sampling_uniform(row.seed_low, row.seed_high, id, row.position);
+  if (1.f - u > __expf(-missing)) return 0;
+  return candidate(logit / row.temperature + gumbel_noise(u), id);
+}
+
+/* Calls f(id, logit) for this thread's share of ids begin .. end - 1, in rising order. */
+template <class F>
+DEVICE void for_each_logit(const float *logits, int begin, int end, F f) {
+  if (reinterpret_cast<uintptr_t>(logits + begin) % 16 == 0 && (end - begin) % 4 == 0) {
+    for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
+      const float4 v = *reinterpret_cast<const float4 *>(logits + i);
+      f(i, v.x);
+      f(i + 1, v.y);
+      f(i + 2, v.z);
+      f(i + 3, v.w);
+    }
+  } else {
+    for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(i, logits[i]);
+  }
+}
+
+DEVICE bool filters(const msgl_sampling &row, int vocabulary) {
+  return row.temperature > 0.f &&
+         ((row.top_k > 0 && row.top_k < vocabulary) || row.top_p < 1.f || row.min_p > 0.f);
+}
+
+DEVICE void write_token(const Sampling &s, int index, const msgl_sampling &row, int id) {
+  s.tokens[index] = id;
+  if (row.slot >= 0) s.token_table[row.slot * s.token_stride + row.position] = id;
+}
+
+/* sample_filter.cu: the rows for which filters() is true. */
+void enqueue_filtered_sampling(msgl_device *device, const Sampling &sampling, int count);
+
+}  // namespace minisgl
+
+#endif
