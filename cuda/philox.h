@@ -1,6 +1,7 @@
 /*
  * philox.h: Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
- * (2011), and the two ways in which both libraries draw from it. Integer arithmetic only, so CPU and GPU agree bit for bit.
+ * (2011), and what both libraries make of its words. Integers, or floats rounded at each step: CPU and GPU agree bit for
+ * bit.
  */
 #ifndef MINISGL_PHILOX_H
 #define MINISGL_PHILOX_H
@@ -10,7 +11,7 @@
 #ifdef __CUDACC__
 #define MSGL_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define MSGL_HOST_DEVICE inline __attribute__((always_inline)) // no copy of it may be shared by instruction sets
+#define MSGL_HOST_DEVICE inline __attribute__((always_inline))  // no copy of it may be shared by instruction sets
 #endif
 
 namespace minisgl {

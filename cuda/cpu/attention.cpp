@@ -174,7 +174,8 @@ MSGL_EXPORT int32_t msgl_attention_plan_create(msgl_device *device, msgl_attenti
                                                int32_t kv_heads, int32_t head_dim, int32_t page_size,
                                                int32_t max_sequences, int32_t max_tokens, int32_t dtype,
                                                int32_t cache_dtype, int32_t prefill, int32_t decode) {
-  if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0) return fail("attention: %d heads, %d kv heads", heads, kv_heads);
+  if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0)
+    return fail("attention: %d heads, %d kv heads", heads, kv_heads);
   if (head_dim < 1 || head_dim > 1024) return fail("attention: head_dim %d is not in 1 .. 1024", head_dim);
   if (page_size < 1) return fail("attention: page size %d", page_size);
   if (dtype != MSGL_F32) return fail("attention: activations on the CPU are F32, not dtype %d", dtype);
@@ -218,7 +219,15 @@ MSGL_EXPORT int32_t msgl_attention(msgl_device *device, void *out, const void *q
                                    const int32_t *page_begin, const int32_t *pages, const int32_t *last_page_length,
                                    int32_t tokens, float scale) {
   if (tokens > plan->max_tokens) return fail("attention: %d tokens, the plan is for %d", tokens, plan->max_tokens);
-  const Call call{static_cast<float *>(out), static_cast<const float *>(q), k_cache, v_cache, query_begin, page_begin,
-                  pages, last_page_length, tokens, scale};
+  const Call call{static_cast<float *>(out),
+                  static_cast<const float *>(q),
+                  k_cache,
+                  v_cache,
+                  query_begin,
+                  page_begin,
+                  pages,
+                  last_page_length,
+                  tokens,
+                  scale};
   return enqueue(device, [=](msgl_device &target) { run_attention(target, *plan, call); });
 }

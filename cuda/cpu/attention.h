@@ -1,8 +1,9 @@
 // The kernels of attention: attention.simd.cpp; attention.cpp cuts a step into their tasks.
 //
 // Every (query, head) is computed in one order, whatever else is in the step. Its context is cut at absolute positions
-// into spans, and those into tiles. A score is one chain of multiply-adds over head_dim; in a span, softmax(scores) V is
-// accumulated position by position with the maximum so far taken out at each tile; spans are merged in ascending order.
+// into spans, and those into tiles. A score is one chain of multiply-adds over head_dim; in a span, softmax(scores) V
+// is accumulated position by position with the maximum so far taken out at each tile; spans are merged in ascending
+// order.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +35,12 @@ struct AttentionShape {
 
 /// Consecutive queries of a sequence and the heads that share a key head; row = query * group + head in the group.
 struct AttentionTask {
-  const float *q;        // [queries, heads, head_dim], at the first query and the group's first head
-  float *out;            // in the same layout
-  const int32_t *pages;  // of the sequence
+  const float *q;                      // [queries, heads, head_dim], at the first query and the group's first head
+  float *out;                          // in the same layout
+  const int32_t *pages;                // of the sequence
   int32_t kv_head, position, queries;  // position: of the first query
-  int32_t span;    // the only one to be computed, into `partials`; -1: all, into `out`
-  float *partials; // [queries * group, partial]
+  int32_t span;                        // the only one to be computed, into `partials`; -1: all, into `out`
+  float *partials;                     // [queries * group, partial]
 };
 
 // clang-format off

@@ -4,7 +4,6 @@
 
 namespace msgl::MSGL_ISA {
 
-
 /// Accumulators of `rows` rows times this many vectors fill the registers and hide the latency of multiply-adds.
 static constexpr int columns_for(int rows) {
 #if defined(MSGL_ISA_avx512)
@@ -120,7 +119,8 @@ static void fetch_tile(Walk &walk, const AttentionShape &shape, const AttentionT
   for (int32_t t = 0; t < count; t += 8) transpose_keys<kDtype>(walk.keys + t, k_rows + t, walk.head_dim);
 }
 
-/// sums[r][c] += factors[r * stride] * vectors[c]. What is kept in registers is the shorter side, or they do not suffice.
+/// sums[r][c] += factors[r * stride] * vectors[c]. What is kept in registers is the shorter side, or they do not
+/// suffice.
 template <int kRows, int kColumns>
 static inline void multiply_add(Floats (&sums)[kRows][kColumns], const float *factors, int64_t stride,
                                 const float *vectors) {
@@ -184,18 +184,29 @@ static void value_rows(const Walk &walk, int32_t row, int32_t count) {
   for (; column < vectors; ++column) value_block<kRows, 1>(walk, row, column, count);
 }
 
-/// Calls step<kMaxRows>(row), and at the end step for the rows that are left.
-#define MSGL_FOR_ROWS(step, from, ...)                                \
-  for (int32_t row = from; row < walk.rows; row += kMaxRows) {        \
-    switch (walk.rows - row) {                                        \
-      case 1: step<1>(walk, row, __VA_ARGS__); break;                 \
-      case 2: step<2>(walk, row, __VA_ARGS__); break;                 \
-      case 3: step<3>(walk, row, __VA_ARGS__); break;                 \
-      case 4: step<4>(walk, row, __VA_ARGS__); break;                 \
-      case 5: step<5>(walk, row, __VA_ARGS__); break;                 \
-      default: step<6>(walk, row, __VA_ARGS__); break;                \
-    }                                                                 \
+template <int kRows>
+struct RowCount {
+  static constexpr int value = kRows;
+};
+
+/// Calls step(RowCount<n>(), row) for blocks of kMaxRows rows, and at the end of what is left.
+template <class Step>
+static inline void for_blocks(int32_t from, int32_t rows, const Step &step) {
+  int32_t row = from;
+  for (; row + kMaxRows <= rows; row += kMaxRows) step(RowCount<kMaxRows>(), row);
+  switch (rows - row) {
+    case 1:
+      return step(RowCount<1>(), row);
+    case 2:
+      return step(RowCount<2>(), row);
+    case 3:
+      return step(RowCount<3>(), row);
+    case 4:
+      return step(RowCount<4>(), row);
+    case 5:
+      return step(RowCount<5>(), row);
   }
+}
 
 /// Turns a row's first `limit` scores into exponentials and the rest into zeros, and takes a new maximum into account.
 static void soften(const Walk &walk, int32_t row, int32_t limit, int32_t count) {
@@ -262,11 +273,11 @@ static int32_t walk_span(Walk &walk, const AttentionShape &shape, const Attentio
     const int32_t count = span_end - begin < kTile ? span_end - begin : kTile;
     const int32_t first = begin > task.position ? (begin - task.position) * walk.group : 0;
     fetch_tile<kDtype>(walk, shape, task, begin, count);
-    MSGL_FOR_ROWS(score_rows, first, count)
+    for_blocks(first, walk.rows, [&](auto block, int32_t row) { score_rows<block.value>(walk, row, count); });
     for (int32_t row = first; row < walk.rows; ++row) {
       soften(walk, row, task.position + row / walk.group - begin + 1, count);
     }
-    MSGL_FOR_ROWS(value_rows, first, count)
+    for_blocks(first, walk.rows, [&](auto block, int32_t row) { value_rows<block.value>(walk, row, count); });
   }
   const int32_t hidden = span * kSpan - task.position;
   return hidden > 0 ? hidden * walk.group : 0;

@@ -98,8 +98,8 @@ MSGL_EXPORT int32_t msgl_rotary_store(msgl_device *device, void *q, void *k_cach
     for_rows(target.pool, tokens, (q_size + 2 * kv_size) / 2, [&](int64_t from, int64_t to) {
       for (int64_t token = from; token < to; ++token) {
         const float *x = static_cast<const float *>(qkv) + token * (q_size + 2 * kv_size);
-        RotaryHeads how{static_cast<const float *>(q_norm), rotary + int64_t{positions[token]} * rotary_dim,
-                              head_dim, rotary_dim, epsilon};
+        RotaryHeads how{static_cast<const float *>(q_norm), rotary + int64_t{positions[token]} * rotary_dim, head_dim,
+                        rotary_dim, epsilon};
         rotate(static_cast<float *>(q) + token * q_size, MSGL_F32, x, heads, how);
         const int64_t at = cache_rows[token] * row_bytes;
         how.norm = static_cast<const float *>(k_norm);

@@ -120,8 +120,7 @@ MSGL_EXPORT int32_t msgl_load(msgl_device *device, void *destination, int32_t de
       const int64_t values = std::min(kChunk, count - from);
       file->read(raw.data(), offset + from * size, values * size);
       MSGL_PICK(to_floats)(floats.data(), raw.data(), dtype, values);
-      MSGL_PICK(from_floats)(static_cast<char *>(destination) + from * step, destination_dtype, floats.data(),
-                                   values);
+      MSGL_PICK(from_floats)(static_cast<char *>(destination) + from * step, destination_dtype, floats.data(), values);
     }
   };
   return guard([&] {

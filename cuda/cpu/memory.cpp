@@ -93,6 +93,19 @@ void *reserve(msgl_device *device, int64_t bytes) {
   return pointer;
 }
 
+/// Takes the pages of a large block before it is used, as a GPU would; else the process would seem to leak until all of
+/// a KV pool has been used once.
+void commit(msgl_device *device, void *pointer, int64_t bytes) {
+  if (bytes < kHugePage) return;
+  device->push(msgl::Closure([=](msgl_device &target) {
+    constexpr int64_t kChunk = 16 * kHugePage, kPage = 4096;
+    target.pool.run((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
+      const int64_t end = std::min(bytes, (chunk + 1) * kChunk);
+      for (int64_t at = chunk * kChunk; at < end; at += kPage) static_cast<volatile char *>(pointer)[at] = 0;
+    });
+  }));
+}
+
 int32_t give_back(msgl_device *device, void *pointer) {
   if (pointer == nullptr) return 0;
   if (device->memory.erase(pointer) == 0) return msgl::fail("%p is not memory of this device", pointer);
@@ -149,8 +162,8 @@ MSGL_EXPORT int32_t msgl_device_properties(msgl_device *device, msgl_properties 
     properties->free_memory = room.free;
     properties->compute_units = device->pool.size();
     properties->dtypes = 1 << MSGL_F32 | 1 << MSGL_F16 | 1 << MSGL_BF16;
-    properties->weight_dtypes = properties->dtypes | 1 << MSGL_Q8_0 | 1 << MSGL_Q4_0 | 1 << MSGL_Q4_1 |
-                                1 << MSGL_Q4_K | 1 << MSGL_Q6_K;
+    properties->weight_dtypes =
+        properties->dtypes | 1 << MSGL_Q8_0 | 1 << MSGL_Q4_0 | 1 << MSGL_Q4_1 | 1 << MSGL_Q4_K | 1 << MSGL_Q6_K;
     properties->float_activations = 1;
     properties->asynchronous = 1;
     return 0;
@@ -165,6 +178,7 @@ MSGL_EXPORT int32_t msgl_alloc(msgl_device *device, void **pointer, int64_t byte
                   static_cast<long long>(free_memory()));
     }
     *pointer = reserve(device, bytes);
+    commit(device, *pointer, bytes);
     return 0;
   });
 }

@@ -47,9 +47,8 @@ void Filter::cut(const msgl_sampling &how, int32_t vocabulary) {
   const auto add = [&](double sum, int32_t id) { return sum + exponentials_[id]; };
   const bool by_count = !keeps_all(how.top_k, vocabulary);
   if (by_count || how.top_p < 1.0f) {
-    std::sort(ids_.begin(), ids_.end(), [&](int32_t a, int32_t b) {
-      return scaled_[a] != scaled_[b] ? scaled_[a] > scaled_[b] : a < b;
-    });
+    std::sort(ids_.begin(), ids_.end(),
+              [&](int32_t a, int32_t b) { return scaled_[a] != scaled_[b] ? scaled_[a] > scaled_[b] : a < b; });
   }
   if (by_count) {
     ids_.resize(how.top_k);
@@ -105,8 +104,8 @@ MSGL_EXPORT int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *t
     std::vector<Best> best(count * chunks);
     target.pool.run(count * chunks, [&](int64_t index) {
       const int64_t row = index / chunks;
-      best[index] = sample_chunk(logits + row * vocabulary, vocabulary, static_cast<int32_t>(index % chunks),
-                                 sampling[row]);
+      best[index] =
+          sample_chunk(logits + row * vocabulary, vocabulary, static_cast<int32_t>(index % chunks), sampling[row]);
     });
     for (int64_t row = 0; row < count; ++row) {
       const auto first = best.begin() + row * chunks;

@@ -99,8 +99,8 @@ Best draw(const float *logits, int32_t count, int32_t id, const msgl_sampling &h
   const Best top = largest_logit(logits, count, id);
   Best best = nothing(top.id);
   if (top.score > -__builtin_inff()) {
-    best.score = top.score / how.temperature +
-                 minisgl::sampling_noise(how.seed_low, how.seed_high, top.id, how.position);
+    best.score =
+        top.score / how.temperature + minisgl::sampling_noise(how.seed_low, how.seed_high, top.id, how.position);
   }
   float scores[kBlock];
   int32_t ids[kBlock];

@@ -75,8 +75,8 @@ MSGL_EXPORT int32_t msgl_device_properties(msgl_device *device, msgl_properties 
   properties->total_memory = properties->free_memory = int64_t{16} << 30;
   properties->compute_units = 1;
   properties->dtypes = 1 << MSGL_F32 | 1 << MSGL_F16 | 1 << MSGL_BF16;
-  properties->weight_dtypes = properties->dtypes | 1 << MSGL_Q8_0 | 1 << MSGL_Q4_0 | 1 << MSGL_Q4_1 | 1 << MSGL_Q4_K |
-                              1 << MSGL_Q6_K;
+  properties->weight_dtypes =
+      properties->dtypes | 1 << MSGL_Q8_0 | 1 << MSGL_Q4_0 | 1 << MSGL_Q4_1 | 1 << MSGL_Q4_K | 1 << MSGL_Q6_K;
   return 0;
 }
 
