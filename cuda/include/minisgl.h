@@ -94,6 +94,12 @@ enum msgl_attention_backend { MSGL_ATTENTION_AUTO = 0, MSGL_ATTENTION_FA = 1, MS
 /* The text of the last error in the calling thread; "" if there was none. Valid until the thread's next call. */
 const char *msgl_last_error(void);
 
+/*
+ * What the library stands on and found on this host, a line each: name, tab, version, tab, where it lies or why it is
+ * missing (then the version is empty). Written to text with a terminating 0, cut off after `bytes`. Needs no device.
+ */
+int32_t msgl_libraries(char *text, int64_t bytes);
+
 /* Number of devices; 0 with success where the library loads but no driver or GPU answers. */
 int32_t msgl_device_count(int32_t *count);
 

@@ -52,6 +52,11 @@ int32_t give_back(msgl_device *device, void *pointer) {
 
 MSGL_EXPORT const char *msgl_last_error(void) { return last_error; }
 
+MSGL_EXPORT int32_t msgl_libraries(char *text, int64_t bytes) {
+  if (bytes > 0) *text = 0;
+  return 0;
+}
+
 MSGL_EXPORT int32_t msgl_device_count(int32_t *count) {
   *count = 1;
   return 0;

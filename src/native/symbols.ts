@@ -21,6 +21,7 @@ export const msgl_sampling = { slot: 0, position: 4, temperature: 8, top_k: 12, 
 
 export const symbols = {
   msgl_last_error: { args: [], returns: "cstring" },
+  msgl_libraries: { args: ["ptr", "i64"], returns: "i32" },
   msgl_device_count: { args: ["ptr"], returns: "i32" },
   msgl_device_open: { args: ["ptr", "i32", "i32", "i32"], returns: "i32" },
   msgl_device_close: { args: ["ptr"], returns: "i32" },
