@@ -42,18 +42,19 @@ void multiply_block(const Linear &op, int32_t row, int32_t rows, int64_t begin, 
 }
 
 void run_linear(ThreadPool &pool, const Linear &op) {
-  const int64_t panels = op.weight->panels;
+  // More pieces than threads, so that one that loses its core for a while holds up little; of whole groups of panels,
+  // as the kernels take them at once.
+  const int64_t group = isa() == Isa::avx512 ? 4 : 2;
+  const int64_t groups = (op.weight->panels + group - 1) / group;
   const int64_t blocks = (op.rows + kRowBlock - 1) / kRowBlock;
-  // Several pieces a thread, so that one that loses its core for a while holds up little; in multiples of 4 panels,
-  // which is what the kernels take at once.
-  const int64_t wanted = std::max<int64_t>(1, (4 * pool.size() + blocks - 1) / blocks);
-  const int64_t width = (panels + 4 * wanted - 1) / (4 * wanted) * 4;
-  const int64_t pieces = (panels + width - 1) / width;
+  const int64_t wanted = (op.rows > 32 ? 16 : 4) * pool.size() / std::max<int64_t>(1, blocks);
+  const int64_t pieces = std::clamp<int64_t>(wanted, 1, groups);
   pool.run(blocks * pieces, [&](int64_t index) {
     const int64_t block = index / pieces, piece = index % pieces;
     const auto row = static_cast<int32_t>(op.rows * block / blocks);
     const auto end = static_cast<int32_t>(op.rows * (block + 1) / blocks);
-    multiply_block(op, row, end - row, piece * width, std::min(panels, (piece + 1) * width));
+    multiply_block(op, row, end - row, groups * piece / pieces * group,
+                   std::min(op.weight->panels, groups * (piece + 1) / pieces * group));
   });
 }
 

@@ -13,7 +13,7 @@ constexpr int kOneRowPanels = 4, kFewRowsPanels = 4, kTilePanels = 2, kTileRows 
 #elif defined(MSGL_ISA_avx2)
 constexpr int kOneRowPanels = 2, kFewRowsPanels = 1, kTilePanels = 1, kTileRows = 6;
 #else
-constexpr int kOneRowPanels = 1, kFewRowsPanels = 1, kTilePanels = 1, kTileRows = 6;
+constexpr int kOneRowPanels = 2, kFewRowsPanels = 1, kTilePanels = 1, kTileRows = 6;
 #endif
 constexpr int kDepth = 288;  // columns of a panel that are decoded at a time
 
