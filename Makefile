@@ -10,6 +10,8 @@ BUILD := build
 CXX ?= g++
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 
+MAKEFLAGS += --jobs=$(shell nproc)
+
 all: minisgl
 .PHONY: all run test test-gpu demo-model libraries check format clean help
 
