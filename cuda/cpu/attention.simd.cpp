@@ -98,25 +98,32 @@ template <int32_t kDtype>
 static void fetch_tile(Walk &walk, const AttentionShape &shape, const AttentionTask &task, int32_t begin,
                        int32_t count) {
   const int64_t element = kDtype == MSGL_F32 ? 4 : 2;
-  const int64_t row_bytes = shape.kv_heads * shape.head_dim * element;
-  const char *k = static_cast<const char *>(shape.k_cache) + task.kv_head * shape.head_dim * element;
-  const char *v = static_cast<const char *>(shape.v_cache) + task.kv_head * shape.head_dim * element;
+  const int64_t head_bytes = shape.head_dim * element, row_bytes = shape.kv_heads * head_bytes;
+  const char *k = static_cast<const char *>(shape.k_cache) + task.kv_head * head_bytes;
+  const char *v = static_cast<const char *>(shape.v_cache) + task.kv_head * head_bytes;
   int32_t page = begin / shape.page_size, offset = begin % shape.page_size;
-  const void *k_rows[kTile];
+  const void *k_rows[kTile], *v_rows[kTile];
   for (int32_t t = 0; t < count; ++t) {
     const int64_t at = (int64_t{task.pages[page]} * shape.page_size + offset) * row_bytes;
     k_rows[t] = k + at;
-    if (kDtype == MSGL_F32 && walk.padded == walk.head_dim) {
-      walk.value_rows[t] = reinterpret_cast<const float *>(v + at);
-    } else {
-      float *row = walk.values + t * walk.padded;
-      widen_row<kDtype>(row, v + at, walk.head_dim);
-      walk.value_rows[t] = row;
+    v_rows[t] = v + at;
+    for (int64_t line = 0; line < head_bytes; line += 64) {
+      __builtin_prefetch(k + at + line);
+      __builtin_prefetch(v + at + line);
     }
     if (++offset == shape.page_size) offset = 0, ++page;
   }
   for (int32_t t = count; t < (count + 7) / 8 * 8; ++t) k_rows[t] = k_rows[0];  // scores of these are masked
   for (int32_t t = 0; t < count; t += 8) transpose_keys<kDtype>(walk.keys + t, k_rows + t, walk.head_dim);
+  for (int32_t t = 0; t < count; ++t) {
+    if (kDtype == MSGL_F32 && walk.padded == walk.head_dim) {
+      walk.value_rows[t] = static_cast<const float *>(v_rows[t]);
+    } else {
+      float *row = walk.values + t * walk.padded;
+      widen_row<kDtype>(row, v_rows[t], walk.head_dim);
+      walk.value_rows[t] = row;
+    }
+  }
 }
 
 /// sums[r][c] += factors[r * stride] * vectors[c]. What is kept in registers is the shorter side, or they do not

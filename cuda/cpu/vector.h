@@ -104,7 +104,13 @@ static inline Floats widen(const uint16_t *from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
   if constexpr (kDtype == MSGL_BF16) {
+#if defined(MSGL_ISA_avx512)
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)halves), 16);
+#elif defined(MSGL_ISA_avx2)
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)halves), 16);
+#else
     return (Floats)(__builtin_convertvector(halves, Ints) << 16);
+#endif
   } else {
 #if defined(MSGL_ISA_avx512)
     return _mm512_cvtph_ps((__m256i)halves);
