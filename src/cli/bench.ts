@@ -1,5 +1,5 @@
 /** `minisgl bench ...`: options of the benchmarks, and what they print. */
-import { writeFileSync } from "node:fs";
+import { closeSync, openSync, writeFileSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { answerJob } from "../bench/client.ts";
 import { writeDummyModel } from "../bench/dummy-model.ts";
@@ -136,6 +136,7 @@ function addHost(bench: Command): void {
 }
 
 async function runHost(model: string, flags: Flags<{ tokens: number }>): Promise<void> {
+  checkOutputs(flags);
   const { pageSize, cache, disableOverlap, tokens } = flags;
   const overlap = disableOverlap !== true;
   const { config } = await openCheckpoint(model, { requireWeights: false });
@@ -173,6 +174,7 @@ async function measure(
   spawn: SpawnWorker,
   run: (runtime: Runtime, roofline: Roofline | null) => Promise<Report>,
 ): Promise<void> {
+  checkOutputs(flags);
   const options = toRuntimeOptions(flags);
   const { config } = await openCheckpoint(options.model, { requireWeights: !options.dummyWeight });
   const limits = options.device === "null" ? null : measureLimits(options.device, options.threads);
@@ -183,6 +185,11 @@ async function measure(
   } finally {
     await runtime.stop();
   }
+}
+
+/** Finds out before a long run whether its figures can be written. */
+function checkOutputs({ json, plot }: OutputFlags): void {
+  for (const path of [json, plot]) if (path !== undefined) closeSync(openSync(path, "a"));
 }
 
 /** Prints the report; a target that is missed makes the exit code 1. */

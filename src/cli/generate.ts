@@ -1,5 +1,6 @@
 /** `minisgl generate`: answers one prompt on the terminal, or a file of prompts as JSON lines. */
-import { createWriteStream, readFileSync } from "node:fs";
+import { createWriteStream, openSync, readFileSync } from "node:fs";
+import type { Writable } from "node:stream";
 import type { ChatMessage, GenerationParameters, Prompt, RuntimeInterface } from "../runtime/types.ts";
 import { describe, UserError } from "./errors.ts";
 
@@ -21,25 +22,52 @@ interface Result {
   completion_tokens: number;
 }
 
+/** What is to be answered and where the answers go: found before a model is loaded for it. */
+export interface GenerateJob {
+  prompts: Prompt[];
+  /** Stream the one answer as it is, instead of a JSON line per prompt. */
+  streamed: boolean;
+  output: Writable;
+  stats: boolean;
+}
+
 /**
- * Runs the command. Without a file, `text` is the prompt ("-" or nothing: standard input) and the answer is streamed.
- * With a file, every prompt is in flight at once as far as the queue allows, and results come in the file's order.
+ * The job of a command line: `text` ("-" or nothing: standard input), or the file of --prompts.
+ * Throws a UserError where a file cannot be read or written.
+ */
+export async function prepareJob(text: string | undefined, flags: GenerateFlags): Promise<GenerateJob> {
+  const { chat = false, stats = false } = flags;
+  const streamed = flags.prompts === undefined;
+  if (text !== undefined && !streamed) throw new UserError("give a prompt or --prompts, not both");
+  const read = async () => toPrompt(text === undefined || text === "-" ? await Bun.stdin.text() : text, chat);
+  const prompts = flags.prompts === undefined ? [await read()] : readPrompts(flags.prompts, chat);
+  return { prompts, streamed, output: openOutput(flags.output), stats };
+}
+
+function openOutput(path: string | undefined): Writable {
+  if (path === undefined) return process.stdout;
+  try {
+    return createWriteStream(path, { fd: openSync(path, "w") });
+  } catch (error) {
+    throw new UserError(`cannot write the answers: ${describe(error)}`);
+  }
+}
+
+/**
+ * Runs a job. Every prompt is in flight at once as far as the queue allows, and results come in the prompts' order.
+ * Throws a UserError if some failed.
  */
 export async function generate(
   runtime: RuntimeInterface,
-  text: string | undefined,
-  flags: GenerateFlags,
+  job: GenerateJob,
   parameters: GenerationParameters,
   signal: AbortSignal,
 ): Promise<void> {
-  if (flags.prompts === undefined) {
-    const prompt = toPrompt(text === undefined || text === "-" ? await Bun.stdin.text() : text, flags.chat ?? false);
-    await stream(runtime, prompt, parameters, flags, signal);
-    return;
-  }
-  const prompts = readPrompts(flags.prompts, flags.chat ?? false);
-  const failures = await answerAll(runtime, prompts, parameters, flags, signal);
-  if (failures > 0) throw new UserError(`${failures} of ${prompts.length} prompts failed`);
+  const failures = job.streamed
+    ? await stream(runtime, job, parameters, signal)
+    : await answerAll(runtime, job, parameters, signal);
+  if (job.output !== process.stdout) await new Promise<void>((resolve) => job.output.end(resolve));
+  if (failures > 0) throw new UserError(`${failures} of ${job.prompts.length} prompts failed`);
 }
 
 /**
@@ -92,14 +120,12 @@ function toPrompt(text: string, chat: boolean): Prompt {
 
 async function stream(
   runtime: RuntimeInterface,
-  prompt: Prompt,
+  { prompts, output, stats }: GenerateJob,
   parameters: GenerationParameters,
-  flags: GenerateFlags,
   signal: AbortSignal,
-): Promise<void> {
-  const output = flags.output === undefined ? process.stdout : createWriteStream(flags.output);
+): Promise<number> {
   const begin = performance.now();
-  const generation = await runtime.generate(prompt, parameters, signal);
+  const generation = await runtime.generate(prompts[0] as Prompt, parameters, signal);
   let first = 0;
   let last = "\n";
   for await (const event of generation) {
@@ -109,8 +135,8 @@ async function stream(
     last = event.text;
   }
   if (process.stdout.isTTY && !last.endsWith("\n")) process.stdout.write("\n");
-  if (output !== process.stdout) await new Promise<void>((resolve) => output.end(resolve));
-  if (flags.stats) process.stderr.write(`${describeSpeed(generation, begin, first, performance.now())}\n`);
+  if (stats) process.stderr.write(`${describeSpeed(generation, begin, first, performance.now())}\n`);
+  return 0;
 }
 
 /** "12 prompt tokens (0 cached), 34 tokens at 56.7 a second, the first after 0.12 s". Times in milliseconds. */
@@ -130,12 +156,10 @@ export function describeSpeed(
 /** Writes a line per prompt, in order; returns how many failed. */
 async function answerAll(
   runtime: RuntimeInterface,
-  prompts: Prompt[],
+  { prompts, output }: GenerateJob,
   parameters: GenerationParameters,
-  flags: GenerateFlags,
   signal: AbortSignal,
 ): Promise<number> {
-  const output = flags.output === undefined ? process.stdout : createWriteStream(flags.output);
   const lines: (string | undefined)[] = new Array(prompts.length);
   let next = 0;
   let written = 0;
@@ -152,8 +176,7 @@ async function answerAll(
       for (; lines[written] !== undefined; written++) output.write(`${lines[written]}\n`);
     }
   };
-  await Promise.all(Array.from({ length: Math.min(prompts.length, runtime.info.maxRunningRequests) }, worker));
-  if (output !== process.stdout) await new Promise<void>((resolve) => output.end(resolve));
+  await Promise.all(Array.from({ length: Math.min(prompts.length, 2 * runtime.info.maxRunningRequests) }, worker));
   return failures;
 }
 

@@ -8,7 +8,7 @@ import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
 import { addBench } from "./bench.ts";
 import { fail, UserError } from "./errors.ts";
-import { type GenerateFlags, generate } from "./generate.ts";
+import { type GenerateFlags, generate, prepareJob } from "./generate.ts";
 import {
   type EngineFlags,
   engineFlags,
@@ -35,6 +35,12 @@ Examples:
 
 /** Runs the command line `args` (without the program's name). Returns when the command is done. */
 export async function main(args: readonly string[], spawn: SpawnWorker): Promise<void> {
+  process.on("uncaughtException", fail).on("unhandledRejection", fail);
+  // A reader that has seen enough (`| head`) is no error.
+  process.stdout.on("error", (error: Error & { code?: string }) => {
+    if (error.code === "EPIPE") process.exit(0);
+    fail(error);
+  });
   try {
     await createProgram(spawn).parseAsync(args, { from: "user" });
   } catch (error) {
@@ -126,16 +132,14 @@ function addGenerate(program: Program, spawn: SpawnWorker): void {
     .option("--output <file>", "write here instead of to standard output")
     .option("--stats", "show tokens per second")
     .action(async (prompt: string | undefined, flags: EngineFlags & GenerateFlags & SamplingFlags) => {
-      if (prompt !== undefined && flags.prompts !== undefined) {
-        throw new UserError("give a prompt or --prompts, not both");
-      }
+      const job = await prepareJob(prompt, flags);
       const abort = new AbortController();
       process.once("SIGINT", () => {
         abort.abort();
         process.once("SIGINT", () => process.exit(130));
       });
       await withRuntime(flags, spawn, (runtime) =>
-        generate(runtime, prompt, flags, toParameters(flags), abort.signal).catch((error) => {
+        generate(runtime, job, toParameters(flags), abort.signal).catch((error) => {
           if (!abort.signal.aborted) throw error;
         }),
       );

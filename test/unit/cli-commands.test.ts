@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { UserError } from "../../src/cli/errors.ts";
-import { describeSpeed, generate, readPrompts } from "../../src/cli/generate.ts";
+import { describeSpeed, generate, prepareJob, readPrompts } from "../../src/cli/generate.ts";
 import { Conversation } from "../../src/cli/shell.ts";
 import { KeyFilter } from "../../src/cli/terminal.ts";
 import { FakeRuntime, hello } from "./support/fake-runtime.ts";
@@ -67,7 +67,7 @@ describe("generate", () => {
 
   test("writes one answer as it is", async () => {
     const output = join(folder, "answer.txt");
-    await generate(runtime, "hi", { output }, { temperature: 0 }, never);
+    await generate(runtime, await prepareJob("hi", { output }), { temperature: 0 }, never);
     expect(readFileSync(output, "utf8")).toBe("Hello wörld");
     expect(runtime.calls[0]).toMatchObject({ prompt: { text: "hi" }, parameters: { temperature: 0 } });
   });
@@ -79,7 +79,7 @@ describe("generate", () => {
       const wait = prompt === "p0" ? 30 : 0;
       return { ...hello, pieces: [prompt, "!"], before: () => Bun.sleep(wait), cachedTokens: 1 };
     };
-    await generate(runtime, undefined, { prompts, output }, {}, never);
+    await generate(runtime, await prepareJob(undefined, { prompts, output }), {}, never);
     const lines = read(output);
     expect(lines.map(({ index, text }) => [index, text])).toEqual(lines.map((_, index) => [index, `p${index}!`]));
     expect(lines).toHaveLength(20);
@@ -97,11 +97,16 @@ describe("generate", () => {
   test("tells which prompts failed and answers the others", async () => {
     const prompts = file("bad.jsonl", '"one"\n{"tokens": [999]}\n"three"');
     const output = join(folder, "bad.out");
-    await expect(generate(runtime, undefined, { prompts, output }, {}, never)).rejects.toThrow("1 of 3 prompts failed");
+    const job = await prepareJob(undefined, { prompts, output });
+    await expect(generate(runtime, job, {}, never)).rejects.toThrow("1 of 3 prompts failed");
     const lines = read(output);
     expect(lines.map(({ text }) => text)).toEqual(["Hello wörld", undefined, "Hello wörld"]);
     expect(lines[1]).toEqual({ index: 1, error: "token id 999 is not within the vocabulary" });
   });
+});
+
+test("an output that cannot be written is told before a model is loaded", async () => {
+  await expect(prepareJob("hi", { output: join(folder, "none", "x") })).rejects.toThrow("cannot write the answers");
 });
 
 test("speed is that of the tokens after the first", () => {
