@@ -18,8 +18,8 @@ void decode_q8_0(const uint8_t *block, float *values) {
   for (int i = 0; i < 32; ++i) values[i] = d * static_cast<int8_t>(block[2 + i]);
 }
 
-// f16 d, 16 bytes: value i in the low nibble of byte i, value i + 16 in the high one. As fma(d, q, -8 d), which is exact,
-// so that a zero has the sign that the packed kernels give it.
+// f16 d, 16 bytes: value i in the low nibble of byte i, value i + 16 in the high one. d * (q - 8), written as the
+// packed kernels have it, so that a zero has the same sign.
 void decode_q4_0(const uint8_t *block, float *values) {
   const float d = f16_at(block), m = -8 * d;
   for (int i = 0; i < 16; ++i) {
@@ -111,7 +111,9 @@ void decode_block(int dtype, const uint8_t *block, float *values) {
 void decode_values(int dtype, const void *source, int64_t count, float *values) {
   if (const BlockFormat *format = block_format(dtype)) {
     const auto *block = static_cast<const uint8_t *>(source);
-    for (int64_t i = 0; i < count; i += format->values, block += format->bytes()) decode_block(dtype, block, values + i);
+    for (int64_t i = 0; i < count; i += format->values, block += format->bytes()) {
+      decode_block(dtype, block, values + i);
+    }
   } else {
     MSGL_PICK(to_floats)(values, source, dtype, count);
   }

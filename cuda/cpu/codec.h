@@ -1,8 +1,8 @@
 // Decoding of packed weights (weight.h) to floats in registers, for the *.simd.cpp files.
 //
 // A run is what shares scales. It is read in steps: raw() loads what holds the next kStep columns of kLanes rows, and
-// value() makes column j of them. Where a value of few bits lies high in its dword it is converted as it lies there, and
-// the scale is made so much smaller: both are exact, and a shift is saved.
+// value() makes column j of them. Where a value of few bits lies high in its dword it is converted as it lies there,
+// and the scale is made so much smaller: both are exact, and a shift is saved.
 #pragma once
 
 #if defined(MSGL_ISA_avx512)

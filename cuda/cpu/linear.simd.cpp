@@ -1,5 +1,5 @@
-// Two ways, which give the same bits. Few rows of x: weights are decoded in registers and used there. More rows: a slice
-// of a panel is decoded to floats that stay in the first-level cache, and tiles of rows are multiplied with it.
+// Two ways, which give the same bits. Few rows of x: weights are decoded in registers and used there. More rows: a
+// slice of a panel is decoded to floats that stay in the first-level cache, and tiles of rows are multiplied with it.
 #include "linear.h"
 
 #include "codec.h"
@@ -41,7 +41,8 @@ static inline void store_some(float *to, Floats lanes, int64_t count) {
   }
 }
 
-/// Writes kRows x kColumns registers of sums to out, of which `columns` columns exist. Inlined, or they were not registers.
+/// Writes kRows x kColumns registers of sums to out, of which `columns` columns exist. Inlined, for else the sums were
+/// in memory.
 template <int kRows, int kColumns>
 MSGL_INLINE static inline void put(Floats (&sums)[kRows][kColumns], float *out, int64_t stride, int64_t columns,
                        const float *bias) {
@@ -54,7 +55,7 @@ MSGL_INLINE static inline void put(Floats (&sums)[kRows][kColumns], float *out, 
   });
 }
 
-// ---- few rows ----------------------------------------------------------------------------------------------------------
+// ---- few rows ------------------------------------------------------------------------------------------------------
 
 /// The rows that are multiplied together; where scales take registers there is room for fewer.
 template <int kDtype>
@@ -146,7 +147,7 @@ static void multiply_few(const PanelProduct &p) {
   }
 }
 
-// ---- many rows ---------------------------------------------------------------------------------------------------------
+// ---- many rows -----------------------------------------------------------------------------------------------------
 
 /// Columns `from` to `from + count` of a panel as floats [count][16]; `from` starts a run.
 template <int kDtype>

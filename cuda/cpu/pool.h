@@ -31,8 +31,10 @@ class ThreadPool {
       return;
     }
     using Body = std::remove_reference_t<F>;
-    dispatch(count, [](const void *context, int64_t index) { (*static_cast<Body *>(const_cast<void *>(context)))(index); },
-             &body);
+    const auto call = [](const void *context, int64_t index) {
+      (*static_cast<Body *>(const_cast<void *>(context)))(index);
+    };
+    dispatch(count, call, &body);
   }
 
  private:

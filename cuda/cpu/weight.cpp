@@ -133,6 +133,29 @@ void random_row(const WeightPart &part, int64_t k, int64_t row, uint64_t seed, f
 
 constexpr int64_t kJobBytes = 512 << 10;  // of the file that a loader takes at a time: what stays in its cache
 
+constexpr int64_t kLarge = 32 << 20;      // bytes from which on it pays to ask how much memory is free
+
+long long number(int64_t value) { return value; }  // for printf
+
+/// Whether these rows are in the weight and can be made of values of `dtype`.
+int32_t check_rows(const msgl_weight &weight, int64_t row, int64_t rows, int32_t dtype) {
+  const BlockFormat *format = block_format(dtype);
+  if (format == nullptr && !is_float(dtype)) return fail("a weight cannot be loaded from dtype %d", dtype);
+  if (format != nullptr && weight.k % format->values != 0) {
+    return fail("rows of %lld values are not whole blocks of %d", number(weight.k), format->values);
+  }
+  if (row < 0 || rows < 0 || rows > weight.n - row) {
+    return fail("%lld rows from %lld on are not in a weight of %lld", number(rows), number(row), number(weight.n));
+  }
+  for (const WeightPart &part : weight.parts) {
+    const bool touched = row < part.row + part.rows && part.row < row + rows;
+    if (touched && dtype != part.dtype && !is_float(part.dtype)) {
+      return fail("dtype %d cannot be encoded to blocks", dtype);
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 }  // namespace msgl
@@ -143,7 +166,7 @@ msgl_weight::~msgl_weight() { std::free(data); }
 
 MSGL_EXPORT int32_t msgl_weight_create(msgl_device *device, msgl_weight **weight, const int64_t *part_rows,
                                        const int32_t *part_dtypes, int32_t parts, int64_t k) {
-  if (parts < 1 || k < 1) return fail("a weight of %d parts and %lld columns", parts, static_cast<long long>(k));
+  if (parts < 1 || k < 1) return fail("a weight of %d parts and %lld columns", parts, number(k));
   return guard([&]() -> int32_t {
     auto made = std::make_unique<msgl_weight>(*device);
     made->k = k;
@@ -152,14 +175,18 @@ MSGL_EXPORT int32_t msgl_weight_create(msgl_device *device, msgl_weight **weight
       const BlockFormat *format = block_format(dtype);
       if (format == nullptr && !is_float(dtype)) return fail("a weight cannot be kept in dtype %d", dtype);
       if (format != nullptr && k % format->values != 0) {
-        return fail("%lld columns are not whole blocks of %d", static_cast<long long>(k), format->values);
+        return fail("%lld columns are not whole blocks of %d", number(k), format->values);
       }
-      if (part_rows[i] < 0) return fail("a part of %lld rows", static_cast<long long>(part_rows[i]));
+      if (part_rows[i] < 0) return fail("a part of %lld rows", number(part_rows[i]));
       made->parts.push_back({made->n, part_rows[i], made->panels, panel_bytes(dtype, k), dtype, nullptr});
       const WeightPart &part = made->parts.back();
       made->n += part.rows;
       made->panels += part.panels();
       made->bytes += part.panels() * part.panel_bytes;
+    }
+    // Pages are only taken when they are written: malloc alone would promise what is not there.
+    if (made->bytes > kLarge && made->bytes > free_memory()) {
+      return fail("a weight of %lld bytes: %lld are free", number(made->bytes), number(free_memory()));
     }
     made->data = static_cast<uint8_t *>(allocate(made->bytes));
     uint8_t *data = made->data;
@@ -185,42 +212,30 @@ MSGL_EXPORT int32_t msgl_weight_bytes(const msgl_weight *weight, int64_t *bytes)
 
 MSGL_EXPORT int32_t msgl_weight_load(msgl_device *device, msgl_weight *weight, msgl_file *file, int64_t row,
                                      int64_t rows, int64_t offset, int64_t row_bytes, int32_t dtype) {
-  const BlockFormat *format = block_format(dtype);
-  const auto number = [](int64_t value) { return static_cast<long long>(value); };
-  if (format == nullptr && !is_float(dtype)) return fail("a weight cannot be loaded from dtype %d", dtype);
-  if (format != nullptr && weight->k % format->values != 0) {
-    return fail("rows of %lld values are not whole blocks of %d", number(weight->k), format->values);
-  }
-  if (row < 0 || rows < 0 || rows > weight->n - row) {
-    return fail("rows %lld to %lld are not in a weight of %lld rows", number(row), number(row + rows), number(weight->n));
-  }
+  if (check_rows(*weight, row, rows, dtype) != 0) return 1;
   if (rows == 0) return 0;
-  const int64_t needed = file_bytes(dtype, weight->k);
-  if (row_bytes < needed) return fail("rows of %lld bytes, of which %lld are needed", number(row_bytes), number(needed));
+  const int64_t k = weight->k, needed = file_bytes(dtype, k);
   int64_t end;
+  if (row_bytes < needed) return fail("rows of %lld bytes: %lld are needed", number(row_bytes), number(needed));
   if (offset < 0 || __builtin_mul_overflow(rows - 1, row_bytes, &end) || __builtin_add_overflow(end, needed, &end) ||
       __builtin_add_overflow(end, offset, &end) || end > file->bytes) {
     return fail("%s ends at byte %lld, a weight at byte %lld needs %lld rows of %lld bytes", file->path.c_str(),
                 number(file->bytes), number(offset), number(rows), number(row_bytes));
   }
-  return guard([&]() -> int32_t {
-    for (const WeightPart &part : weight->parts) {
-      const int64_t first = std::max(row, part.row), last = std::min(row + rows, part.row + part.rows);
-      if (first >= last) continue;
-      if (dtype != part.dtype && !is_float(part.dtype)) return fail("dtype %d cannot be encoded to blocks", dtype);
-    }
+  return guard([&] {
     const int64_t at_once = std::max<int64_t>(1, kJobBytes / row_bytes / kPanel) * kPanel;
     for (const WeightPart &part : weight->parts) {
       const int64_t last = std::min(row + rows, part.row + part.rows);
       for (int64_t first = std::max(row, part.row); first < last; first += at_once) {
-        const int64_t count = std::min(at_once, last - first), k = weight->k;
+        const int64_t count = std::min(at_once, last - first);
         const int64_t from = offset + (first - row) * row_bytes, bytes = (count - 1) * row_bytes + needed;
         const auto job = [=, &part] {
           static thread_local std::vector<uint8_t> buffer;
           buffer.resize(bytes);
           file->read(buffer.data(), from, bytes);
-          for (int64_t i = 0; i < count; ++i) {
-            pack_row(part, k, first - part.row + i, buffer.data() + i * row_bytes, dtype);
+          const uint8_t *source = buffer.data();
+          for (int64_t i = first; i < first + count; ++i, source += row_bytes) {
+            pack_row(part, k, i - part.row, source, dtype);
           }
         };
         enqueue_load(device, job, count * needed);

@@ -1,4 +1,4 @@
-// A weight [n, k] on the CPU: its rows in panels of 16, so that a vector register holds the same column of several rows.
+// A weight [n, k] on the CPU: its rows in panels of 16, so that a vector register holds a column of several rows.
 //
 //   panel of floats  [k][16]            F32, F16
 //                    [k / 2][16][2]     BF16: a dword holds two columns of a row (k odd: the last half dword is 0)
@@ -27,7 +27,7 @@ struct WeightPart {
 
 /// Bytes of a panel, a multiple of 32.
 int64_t panel_bytes(int dtype, int64_t k);
-/// Packs a row of k values of `dtype`, the part's type or any that is converted to its float type, into lane `row` % 16.
+/// Packs a row of the part, k values of `dtype`: the part's own type, or any that is converted to its float type.
 void pack_row(const WeightPart &part, int64_t k, int64_t row, const uint8_t *source, int dtype);
 /// The F32 values of a row of the part.
 void unpack_row(const WeightPart &part, int64_t k, int64_t row, float *values);
