@@ -247,7 +247,7 @@ describe("loading a weight", () => {
     withFile(new Uint8Array(4 * k * 4), (file) => {
       const load = (weight: Weight, row: number, count: number, offset: number, rowBytes: number, dtype: DType) => () =>
         weight.load(file, row, count, offset, rowBytes, dtype);
-      expect(load(floats, 0, 5, 0, k * 4, Types.F32)).toThrow("4 rows");
+      expect(load(floats, 0, 5, 0, k * 4, Types.F32)).toThrow("rows");
       expect(load(floats, -1, 2, 0, k * 4, Types.F32)).toThrow("rows");
       expect(load(floats, 0, 4, 0, k * 4 - 1, Types.F32)).toThrow("needed");
       expect(load(odd, 0, 4, 0, 60, Types.Q8_0)).toThrow("whole blocks");
