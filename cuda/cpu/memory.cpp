@@ -94,14 +94,16 @@ void *reserve(msgl_device *device, int64_t bytes) {
 }
 
 /// Takes the pages of a large block before it is used, as a GPU would; else the process would seem to leak until all of
-/// a KV pool has been used once.
+/// a KV pool has been used once. Loads may be writing there already, so nothing is changed.
 void commit(msgl_device *device, void *pointer, int64_t bytes) {
   if (bytes < kHugePage) return;
   device->push(msgl::Closure([=](msgl_device &target) {
     constexpr int64_t kChunk = 16 * kHugePage, kPage = 4096;
     target.pool.run((bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
       const int64_t end = std::min(bytes, (chunk + 1) * kChunk);
-      for (int64_t at = chunk * kChunk; at < end; at += kPage) static_cast<volatile char *>(pointer)[at] = 0;
+      for (int64_t at = chunk * kChunk; at < end; at += kPage) {
+        __atomic_fetch_or(static_cast<char *>(pointer) + at, 0, __ATOMIC_RELAXED);
+      }
     });
   }));
 }

@@ -67,6 +67,20 @@ test("many loads at once arrive where they belong", () => {
   expect(Buffer.from(bytes(device, whole)).equals(Buffer.from(values.buffer))).toBe(true);
 });
 
+test("a load does not wait for the stream, and nothing of the stream undoes it", () => {
+  const count = 1 << 20;
+  const values = randomValues(10, count).map((value) => value + 3);
+  const file = fileOf(encode(values, DType.F32));
+  const block = device.alloc(64 << 20);
+  for (let i = 0; i < 10; i++) device.fill(block, i, 64 << 20);
+  const tensor = device.tensor(DType.F32, [count]);
+  file.load(device, tensor, 0, DType.F32);
+  finish();
+  file.close();
+  expect(Buffer.from(bytes(device, tensor)).equals(Buffer.from(values.buffer))).toBe(true);
+  device.free(block);
+});
+
 test("a file that is too short is an error that names it, and later loads work", () => {
   const file = fileOf(new Uint8Array(100), "short");
   const tensor = device.tensor(DType.F32, [30]);
