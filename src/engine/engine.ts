@@ -165,10 +165,9 @@ export class Engine implements StepEngine {
   }
 
   private captureGraphs(largest: number): DecodeGraphs {
-    return new DecodeGraphs(this.device, largest, (size) => {
-      this.plan.update(new Int32Array(size).fill(1), new Int32Array(size).fill(1), size, size, true);
-      return this.forward(size, size, size);
-    });
+    const ones = new Int32Array(largest).fill(1);
+    const prepare = (size: number) => this.plan.update(ones, ones, size, size, true);
+    return new DecodeGraphs(this.device, largest, prepare, (size) => this.forward(size, size, size));
   }
 
   private slotOf(batch: Batch): StepSlot {

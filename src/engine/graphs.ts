@@ -21,10 +21,14 @@ export class DecodeGraphs {
   /** For each batch size the size of the graph that serves it; 0: none. */
   private readonly sizeFor: Int32Array;
 
-  /** forward: enqueues the expansion and the model's forward for a number of decode rows. */
+  /**
+   * prepare: plans for a number of decode rows, outside the capture. forward: enqueues the expansion and the model's
+   * forward for as many.
+   */
   constructor(
     private readonly device: Device,
     largest: number,
+    prepare: (size: number) => void,
     forward: (size: number) => Tensor,
   ) {
     const sizes = graphSizes(largest);
@@ -32,6 +36,7 @@ export class DecodeGraphs {
     // The largest first: whatever a library sets up for it serves the others.
     for (const size of sizes.toReversed()) {
       let logits: Tensor | undefined;
+      prepare(size);
       const graph = device.capture(() => {
         logits = forward(size);
       });

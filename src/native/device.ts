@@ -175,17 +175,17 @@ export class Device {
 
   /** Records the ops that `body` enqueues instead of running them. */
   capture(body: () => void): Graph {
-    this.check(this.library.msgl_capture_begin(this.handle));
-    let failure: unknown;
+    const { library, handle } = this;
+    this.check(library.msgl_capture_begin(handle));
     try {
       body();
     } catch (error) {
-      failure = error;
+      // The capture has to end; what the library then says of it is only a consequence.
+      const cell = new BigInt64Array(1);
+      if (library.msgl_capture_end(handle, ptr(cell)) === 0) this.destroyGraph(Number(cell[0]) as Graph);
+      throw error;
     }
-    const graph = out(this.library, (cell) => this.library.msgl_capture_end(this.handle, cell)) as Graph;
-    if (failure === undefined) return graph;
-    this.destroyGraph(graph);
-    throw failure;
+    return out(library, (cell) => library.msgl_capture_end(handle, cell)) as Graph;
   }
 
   replay(graph: Graph): void {
