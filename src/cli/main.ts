@@ -7,6 +7,7 @@ import packageJson from "../../package.json" with { type: "json" };
 import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
 import { addBench } from "./bench.ts";
+import { addDoctor } from "./doctor.ts";
 import { fail, UserError } from "./errors.ts";
 import { type GenerateFlags, generate, prepareJob } from "./generate.ts";
 import {
@@ -21,8 +22,10 @@ import {
   toRuntimeOptions,
 } from "./options.ts";
 import { startRuntime } from "./runtime.ts";
+import { score } from "./score.ts";
 import { serve } from "./serve.ts";
 import { type ShellFlags, shell } from "./shell.ts";
+import { integer } from "./values.ts";
 
 const EXAMPLES = `
 Examples:
@@ -88,7 +91,9 @@ export function createProgram(spawn: SpawnWorker): Command {
   addServe(program, spawn);
   addShell(program, spawn);
   addGenerate(program, spawn);
+  addScore(program);
   addBench(program, spawn);
+  addDoctor(program);
   program
     .command("version")
     .description("print the version")
@@ -145,6 +150,23 @@ function addGenerate(program: Program, spawn: SpawnWorker): void {
       );
       if (abort.signal.aborted) process.exit(130);
     });
+}
+
+function addScore(program: Program): void {
+  program
+    .command("score")
+    .description("logprobs of given continuations, a JSON line each")
+    .argument("<file>", 'lines of {"prompt": [token ids], "continuation": [token ids]}')
+    .addOptions(engineFlags())
+    .option(
+      "--chunk <tokens>",
+      "tokens of a prompt computed at a time; 0: as many as a step takes",
+      integer(0, 1 << 20),
+      0,
+    )
+    .action((file: string, flags: EngineFlags & { chunk: number }) =>
+      score(file, flags.chunk, toRuntimeOptions(flags)),
+    );
 }
 
 /** Starts a runtime for `work` and ends it afterwards. */

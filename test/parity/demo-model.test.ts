@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { loadEngine } from "../../src/engine/load.ts";
-import { engineOptions, logprob, runAlone } from "./support.ts";
+import { logprob, runLone } from "../../src/engine/lone.ts";
+import { engineOptions } from "./support.ts";
 
 const model = join(import.meta.dir, "../../models/SmolLM2-135M-Instruct.Q4_1.gguf");
 
@@ -18,7 +19,7 @@ test("the demo model in float32 gives transformers' tokens and logits", async ()
   const { engine } = await loadEngine(engineOptions(model, { numPages: 600 }));
   for (const [index, prompt] of reference.prompts.entries()) {
     const tokens = reference.tokens[index] as number[];
-    const result = runAlone(engine, prompt, tokens.length, { chunk: 256 });
+    const result = runLone(engine, prompt, tokens.length, { chunk: 256 });
     expect(result.tokens).toEqual(tokens);
     const top = reference.top[index] as Reference["top"][number];
     const largest = Math.abs((top[0] as [number, number])[1]);
@@ -37,7 +38,7 @@ test("the demo model in bfloat16 follows within 0.15 under teacher forcing", asy
   const { engine } = await loadEngine(engineOptions(model, { dtype: "bfloat16", numPages: 600 }));
   for (const [index, prompt] of reference.prompts.entries()) {
     const forced = reference.tokens[index] as number[];
-    const { logits } = runAlone(engine, prompt, forced.length, { forced, chunk: 256 });
+    const { logits } = runLone(engine, prompt, forced.length, { forced, chunk: 256 });
     for (const [step, wanted] of (reference.logprobs[index] as number[]).entries()) {
       expect(Math.abs(logprob(logits[step] as Float32Array, forced[step] as number) - wanted)).toBeLessThan(0.15);
     }

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { expected, fixtures, logprob, openEngine, relativeError, runAlone } from "./support.ts";
+import { logprob, runLone } from "../../src/engine/lone.ts";
+import { expected, fixtures, openEngine, relativeError } from "./support.ts";
 
 describe("in float32 every architecture gives what transformers gives", () => {
   test.each(fixtures)("%s", async (name) => {
@@ -7,7 +8,7 @@ describe("in float32 every architecture gives what transformers gives", () => {
     using engine = await openEngine(name);
     for (const [index, prompt] of reference.prompts.entries()) {
       const tokens = reference.tokens[index] as number[];
-      const result = runAlone(engine, prompt, tokens.length);
+      const result = runLone(engine, prompt, tokens.length);
       expect(result.tokens).toEqual(tokens);
       expect(relativeError(result.logits[0] as Float32Array, reference.logits[index] as number[])).toBeLessThan(1e-5);
       result.logits.forEach((logits, step) => {
@@ -23,15 +24,15 @@ describe("a prompt in chunks, pages of any size and graphs give the same bits", 
     const { prompts } = await expected(name);
     const prompt = prompts[3] as number[];
     using engine = await openEngine(name);
-    const whole = runAlone(engine, prompt, 12);
-    const same = (other: ReturnType<typeof runAlone>) => {
+    const whole = runLone(engine, prompt, 12);
+    const same = (other: ReturnType<typeof runLone>) => {
       expect(other.tokens).toEqual(whole.tokens);
       for (const [step, logits] of whole.logits.entries()) expect(other.logits[step]).toEqual(logits);
     };
-    for (const chunk of [1, 7, 64]) same(runAlone(engine, prompt, 12, { chunk }));
+    for (const chunk of [1, 7, 64]) same(runLone(engine, prompt, 12, { chunk }));
     for (const overrides of [{ pageSize: 3 }, { pageSize: 16 }, { graphMaxBatchSize: 8 }, { threads: 1 }]) {
       using other = await openEngine(name, overrides);
-      same(runAlone(other, prompt, 12));
+      same(runLone(other, prompt, 12));
     }
   });
 });
@@ -48,7 +49,7 @@ describe("half precision follows float32 under teacher forcing", () => {
     using engine = await openEngine(name, { dtype });
     for (const [index, prompt] of reference.prompts.entries()) {
       const forced = reference.tokens[index] as number[];
-      const { tokens, logits } = runAlone(engine, prompt, forced.length, { forced });
+      const { tokens, logits } = runLone(engine, prompt, forced.length, { forced });
       for (const [step, wanted] of (reference.logprobs[index] as number[]).entries()) {
         expect(Math.abs(logprob(logits[step] as Float32Array, forced[step] as number) - wanted)).toBeLessThan(bound);
         const gap = (reference.gaps[index] as number[])[step] as number;
