@@ -6,11 +6,13 @@ import { examine, type Finding, formatFinding } from "../doctor/doctor.ts";
 import { formatHost, inspectHost } from "../doctor/host.ts";
 import { type DeviceKind, openDevice } from "../native/open-device.ts";
 import { openPortable } from "../native/portable.ts";
+import { UserError } from "./errors.ts";
 import { choice, integer } from "./values.ts";
 
 interface DoctorFlags {
   device: DeviceKind | "auto";
   threads: number;
+  ops?: string[];
   json?: string;
 }
 
@@ -21,11 +23,14 @@ export function addDoctor(program: Command): void {
     .description("show what this host has, and check every op of the device; exit code 1 if one fails")
     .option("--device <name>", "auto, cuda, cpu, or null", choice(["auto", "cuda", "cpu", "null"]), "auto")
     .option("--threads <n>", "CPU threads that compute; 0: all cores", integer(0, 1024), 0)
+    .option("--ops <name,...>", "check these alone, by the names that the report has", (text: string) =>
+      text.split(","),
+    )
     .option("--json <file>", "also write all of it to a file")
     .action(runDoctor);
 }
 
-function runDoctor({ device: asked, threads, json }: DoctorFlags): void {
+function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {
   const { version } = packageJson;
   const host = inspectHost();
   process.stdout.write(`minisgl ${version}\n${formatHost(host)}\n`);
@@ -35,12 +40,14 @@ function runDoctor({ device: asked, threads, json }: DoctorFlags): void {
   const [name, against] = [device, reference].map((one) => `${one.properties().name}, ${one.properties().library}`);
   process.stdout.write(`Checking ${name}\nagainst  ${against}\n`);
   const findings: Finding[] = [];
-  for (const finding of examine(device, reference)) {
+  for (const finding of examine(device, reference, ops)) {
     findings.push(finding);
     process.stdout.write(`${formatFinding(finding)}\n`);
   }
   device.close();
   reference.close();
+  const unknown = ops?.filter((name) => !findings.some(({ op }) => op === name)) ?? [];
+  if (unknown.length > 0) throw new UserError(`there is no check of ${unknown.join(", ")}`);
   const failed = findings.filter(({ ok }) => !ok).length;
   process.stdout.write(`${findings.length} checks, ${failed} failed\n`);
   const report = { version, date: new Date().toISOString(), host, device: name, reference: against, findings };

@@ -64,3 +64,21 @@ export function out32(library: Library, call: (cell: Pointer) => number): number
 export function deviceCount(library: Library): number {
   return out32(library, (cell) => library.msgl_device_count(cell));
 }
+
+/** What a library stands on: where it was found, or why not (then the version is empty). */
+export interface Foundation {
+  name: string;
+  version: string;
+  where: string;
+}
+
+/** What a library found on this host, whether or not a device answers. */
+export function foundations(library: Library): Foundation[] {
+  const bytes = new Uint8Array(16384);
+  check(library, library.msgl_libraries(ptr(bytes), bytes.length));
+  const lines = new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0))).split("\n");
+  return lines.filter(Boolean).map((line) => {
+    const [name = "", version = "", where = ""] = line.split("\t");
+    return { name, version, where };
+  });
+}

@@ -19,6 +19,7 @@ const ROOMS = [
   "runtime",
   "server",
   "bench",
+  "doctor",
   "cli",
 ];
 
