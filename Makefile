@@ -33,7 +33,9 @@ node_modules/.installed: package.json bun.lock | $(BUN)
 
 CPU_FLAGS := -std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra \
 	-Wno-unused-parameter -Icuda/include
-LINK_FLAGS := -shared -static-libstdc++ -static-libgcc -Wl,-z,defs,-z,now -pthread
+# Nothing but msgl_* is exported: the unique symbols of libstdc++ would else be those of whichever library came first.
+LINK_FLAGS := -shared -static-libstdc++ -static-libgcc -Wl,-z,defs,-z,now -pthread \
+	-Wl,--version-script=cuda/kernels/exports.map
 
 # *.simd.cpp are compiled once for each instruction set and picked at run time; the rest is plain.
 ARCH := $(shell uname -m)
