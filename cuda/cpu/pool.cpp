@@ -73,7 +73,8 @@ void ThreadPool::dispatch(int64_t count, Task task, const void *context) {
   }
   work();
   const auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
-  while (!spin(finished)) std::this_thread::yield();  // a helper lost its core: perhaps to this thread
+  if (spin(finished)) return;
+  while (!finished()) std::this_thread::yield();  // a helper lost its core: perhaps to this thread
 }
 
 void ThreadPool::help() {
