@@ -39,6 +39,10 @@ function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {
   const reference = kind === "cuda" ? openDevice("cpu", threads).device : openPortable(threads);
   const [name, against] = [device, reference].map((one) => `${one.properties().name}, ${one.properties().library}`);
   process.stdout.write(`Checking ${name}\nagainst  ${against}\n`);
+  if (name === against)
+    process.stdout.write(
+      "Both are the same code: this finds only what fails now and then, and ops with a known result\n",
+    );
   const findings: Finding[] = [];
   for (const finding of examine(device, reference, ops)) {
     findings.push(finding);

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Device, Event, Graph } from "../native/device.ts";
 import { AttentionPlan, type ExpandedBatch, type HeadShape } from "../native/ops.ts";
+import { MSGL_ATTENTION_AUTO } from "../native/symbols.ts";
 import { DType, type DTypeName, type Tensor } from "../native/tensor.ts";
 import { Weight, WeightFile } from "../native/weight.ts";
 import type { HostBatch } from "./batch.ts";
@@ -178,7 +179,8 @@ export class Lab {
   plan(shape: HeadShape, host: HostBatch, cache: DType, backend: number): AttentionPlan {
     const { device, activation } = this;
     const { sequences, tokens, pageSize } = host;
-    const backends = { prefill: backend, decode: backend };
+    const chosen = device.properties().capability > 0 ? backend : MSGL_ATTENTION_AUTO; // GPUs alone have a choice
+    const backends = { prefill: chosen, decode: chosen };
     const plan = new AttentionPlan(device, shape, pageSize, sequences, tokens, activation, cache, backends);
     this.made.push(() => device.check(device.library.msgl_attention_plan_destroy(device.handle, plan.handle)));
     return plan;

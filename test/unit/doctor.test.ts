@@ -3,12 +3,15 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { checksFor } from "../../src/doctor/checks.ts";
 import { errorOf, examine } from "../../src/doctor/doctor.ts";
 import { inspectHost } from "../../src/doctor/host.ts";
+import { type Check, Lab } from "../../src/doctor/lab.ts";
 import { Device } from "../../src/native/device.ts";
 import type { Library } from "../../src/native/library.ts";
 import { openDevice } from "../../src/native/open-device.ts";
 import { openPortable } from "../../src/native/portable.ts";
+import { DType } from "../../src/native/tensor.ts";
 
 const { device } = openDevice("cpu", 0);
 const reference = openPortable(0);
@@ -28,6 +31,19 @@ test("a sound library passes every check", () => {
   const ops = new Set(findings.map(({ op }) => op));
   expect(defects.map(([op]) => op).filter((op) => !ops.has(op))).toEqual([]);
 }, 240_000);
+
+test("the CPU can be the reference of what a GPU is asked", () => {
+  const gpu = { ...device.properties(), floatActivations: false, capability: 90 };
+  const quick = ({ op, shape }: Check) => op !== "sample" && !/^(300|64|chunk|prefill)/.test(shape);
+  const checks = checksFor(gpu, DType.BF16).filter(quick);
+  expect(checks.some(({ shape }) => shape.endsWith(", fi"))).toBe(true);
+  for (const check of checks) {
+    const lab = new Lab(device, DType.BF16);
+    check.prepare(lab).run();
+    device.synchronize();
+    lab.close();
+  }
+}, 60_000);
 
 type Arguments = (number | null)[];
 type Call = (...args: Arguments) => number;
