@@ -1,17 +1,29 @@
 // A device that computes nothing: `minisgl bench host` measures the host with it. Memory is real and copies happen in
-// the call, tokens are a cheap function of (slot, position), every other op returns at once.
+// the call, tokens are a cheap function of (slot, position), every other op returns at once. With
+// MINISGL_NULL_STEP_US=n, what stands between two event records takes n microseconds, as on a device that is busy.
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <unordered_set>
+#include <thread>
+#include <unordered_map>
+
+#include <sys/mman.h>
 
 #include "minisgl.h"
 
 #define MSGL_EXPORT extern "C" __attribute__((visibility("default")))
 
 struct msgl_device {
-  std::unordered_set<void *> memory;
+  std::unordered_map<void *, int64_t> memory;
+  std::chrono::microseconds step{0};
+  std::chrono::steady_clock::time_point idle_at;
+};
+
+struct msgl_event {
+  std::chrono::steady_clock::time_point reached_at;
 };
 
 struct msgl_weight {
@@ -35,16 +47,19 @@ int32_t give_nothing(T **handle) {
   return 0;
 }
 
-int32_t allocate(msgl_device *device, void **pointer, int64_t bytes, bool clear) {
-  *pointer = std::aligned_alloc(256, (bytes + 256) / 256 * 256);
-  if (*pointer == nullptr) return fail("out of memory");
-  if (clear) std::memset(*pointer, 0, bytes);
-  device->memory.insert(*pointer);
+// Mapped and not reserved: what is never touched takes no memory. Fresh mappings are zero.
+int32_t allocate(msgl_device *device, void **pointer, int64_t bytes) {
+  *pointer = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (*pointer == MAP_FAILED) return fail("out of memory");
+  device->memory.emplace(*pointer, bytes);
   return 0;
 }
 
 int32_t give_back(msgl_device *device, void *pointer) {
-  if (device->memory.erase(pointer) != 0) std::free(pointer);
+  const auto found = device->memory.find(pointer);
+  if (found == device->memory.end()) return 0;
+  munmap(found->first, found->second);
+  device->memory.erase(found);
   return 0;
 }
 
@@ -64,11 +79,14 @@ MSGL_EXPORT int32_t msgl_device_count(int32_t *count) {
 
 MSGL_EXPORT int32_t msgl_device_open(msgl_device **device, int32_t index, int32_t threads, int32_t flags) {
   *device = new msgl_device;
+  if (const char *step = std::getenv("MINISGL_NULL_STEP_US")) {
+    (*device)->step = std::chrono::microseconds(std::atoll(step));
+  }
   return 0;
 }
 
 MSGL_EXPORT int32_t msgl_device_close(msgl_device *device) {
-  for (void *pointer : device->memory) std::free(pointer);
+  for (const auto &[pointer, bytes] : device->memory) munmap(pointer, bytes);
   delete device;
   return 0;
 }
@@ -77,7 +95,7 @@ MSGL_EXPORT int32_t msgl_device_properties(msgl_device *device, msgl_properties 
   *properties = {};
   std::strcpy(properties->name, "null");
   std::strcpy(properties->library, "null (computes nothing)");
-  properties->total_memory = properties->free_memory = int64_t{16} << 30;
+  properties->total_memory = properties->free_memory = int64_t{64} << 30;
   properties->compute_units = 1;
   properties->dtypes = 1 << MSGL_F32 | 1 << MSGL_F16 | 1 << MSGL_BF16;
   properties->weight_dtypes =
@@ -86,13 +104,13 @@ MSGL_EXPORT int32_t msgl_device_properties(msgl_device *device, msgl_properties 
 }
 
 MSGL_EXPORT int32_t msgl_alloc(msgl_device *device, void **pointer, int64_t bytes) {
-  return allocate(device, pointer, bytes, false);
+  return allocate(device, pointer, bytes);
 }
 
 MSGL_EXPORT int32_t msgl_free(msgl_device *device, void *pointer) { return give_back(device, pointer); }
 
 MSGL_EXPORT int32_t msgl_host_alloc(msgl_device *device, void **pointer, int64_t bytes) {
-  return allocate(device, pointer, bytes, true);
+  return allocate(device, pointer, bytes);
 }
 
 MSGL_EXPORT int32_t msgl_host_free(msgl_device *device, void *pointer) { return give_back(device, pointer); }
@@ -102,15 +120,33 @@ MSGL_EXPORT int32_t msgl_copy(msgl_device *device, void *destination, const void
   return 0;
 }
 
-MSGL_EXPORT int32_t msgl_fill(msgl_device *device, void *destination, int32_t value, int64_t bytes) {
-  std::memset(destination, value, bytes);
+// Memory that nobody reads stays untouched: a KV pool of any size costs nothing.
+MSGL_EXPORT int32_t msgl_fill(msgl_device *device, void *destination, int32_t value, int64_t bytes) { return 0; }
+
+MSGL_EXPORT int32_t msgl_event_create(msgl_device *device, msgl_event **event) {
+  *event = new msgl_event{};
   return 0;
 }
 
-MSGL_EXPORT int32_t msgl_event_create(msgl_device *device, msgl_event **event) { return give_nothing(event); }
+MSGL_EXPORT int32_t msgl_event_destroy(msgl_device *device, msgl_event *event) {
+  delete event;
+  return 0;
+}
+
+MSGL_EXPORT int32_t msgl_event_record(msgl_device *device, msgl_event *event) {
+  if (device->step.count() == 0) return 0;
+  device->idle_at = std::max(device->idle_at, std::chrono::steady_clock::now()) + device->step;
+  event->reached_at = device->idle_at;
+  return 0;
+}
 
 MSGL_EXPORT int32_t msgl_event_query(msgl_event *event, int32_t *done) {
-  *done = 1;
+  *done = std::chrono::steady_clock::now() >= event->reached_at;
+  return 0;
+}
+
+MSGL_EXPORT int32_t msgl_event_synchronize(msgl_event *event) {
+  if (event->reached_at.time_since_epoch().count() != 0) std::this_thread::sleep_until(event->reached_at);
   return 0;
 }
 
@@ -170,9 +206,6 @@ MSGL_EXPORT int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *t
 
 MSGL_DOES_NOTHING(msgl_device_synchronize, msgl_device *)
 MSGL_DOES_NOTHING(msgl_random, msgl_device *, void *, int64_t, int32_t, uint64_t, float)
-MSGL_DOES_NOTHING(msgl_event_destroy, msgl_device *, msgl_event *)
-MSGL_DOES_NOTHING(msgl_event_record, msgl_device *, msgl_event *)
-MSGL_DOES_NOTHING(msgl_event_synchronize, msgl_event *)
 MSGL_DOES_NOTHING(msgl_capture_begin, msgl_device *)
 MSGL_DOES_NOTHING(msgl_graph_launch, msgl_device *, msgl_graph *)
 MSGL_DOES_NOTHING(msgl_graph_destroy, msgl_device *, msgl_graph *)
