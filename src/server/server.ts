@@ -98,6 +98,8 @@ export function serve(
     hostname: options.hostname,
     port: options.port,
     development: false,
+    // Off by itself only in development: a second server on the port must fail, not share it.
+    reusePort: false,
     // A stream may be silent for as long as a prompt is computed; readers that stall are cut off in event-stream.ts.
     fetch: (request, server) => app.fetch(request, { untimed: () => server.timeout(request, 0) }),
     idleTimeout: options.idleTimeoutSeconds ?? idleTimeout,

@@ -47,12 +47,12 @@ test("SIGTERM lets a running stream end, refuses new requests, and exits with 0"
   expect((await ended!).code).toBe(0);
 });
 
-test("a taken port is one clear line and exit code 1", async () => {
-  const taken = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  const { code, stderr } = await installation.run("serve", "--model", model, "--port", String(taken.port));
-  taken.stop(true);
+test("a port that another minisgl serves on is one clear line and exit code 1", async () => {
+  const first = await installation.serve();
+  const { code, stderr } = await installation.run("serve", "--model", model, "--port", String(first.port));
   expect(code).toBe(1);
-  expect(stderr).toMatch(new RegExp(`^minisgl: [^\\n]*${taken.port}[^\\n]*in use[^\\n]*\\n$`));
+  expect(stderr).toMatch(new RegExp(`^minisgl: [^\\n]*${first.port}[^\\n]*in use[^\\n]*\\n$`));
+  await first.terminate();
 });
 
 test("after kill -9 it starts again on the same port at once", async () => {
