@@ -120,6 +120,10 @@ int32_t msgl_attention_plan_update(msgl_device *device, msgl_attention_plan *pla
   return on_device(device, [&] {
     if (sequences > plan->shape.max_sequences) fail("%d sequences are more than the plan's %d", sequences,
                                                     plan->shape.max_sequences);
+    int64_t tokens = 0;
+    for (int i = 0; i < sequences; i++) tokens += query_lengths[i];
+    if (tokens > plan->shape.max_tokens) fail("%lld tokens are more than the plan's %d", static_cast<long long>(tokens),
+                                              plan->shape.max_tokens);
     if (graph && decode_sequences != sequences) fail("graphs hold decode rows only");
     plan->sequences = sequences;
     plan->decode_sequences = decode_sequences;
@@ -181,5 +185,6 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
       arguments.tokens = tokens - rows;
       plan->prefill->run(device, arguments);
     }
+    device->stored_cache = nullptr;
   });
 }

@@ -1,13 +1,13 @@
 /*
  * attention_decode.cu: attention of one query row a sequence, at the speed at which K and V can be read.
  *
- * A block of 4 warps walks over tiles of 64 tokens of one KV head; a warp has 16 tokens of each tile for itself and its
+ * A block of 4 warps walks over tiles of one KV head; a warp has 16 tokens of each tile (32 where head_dim is 64) and its
  * own ring of stages in shared memory, filled by 16-byte asynchronous copies, so the loop has no barrier. The product is
  * transposed, so that the group's query heads (up to 8, or 16 as two columns of tiles) are the n of m16n8k16:
  *
  *   scores^T [16 tokens, 8 heads] = K [16, head_dim] q^T          out^T [head_dim, 8 heads] += V^T [head_dim, 16] p^T
  *
- * A stage of a warp: 16 rows of K, then 16 rows of V, in 16-byte units; units are permuted within a row so that fragment
+ * A stage of a warp: its rows of K, then its rows of V, in 16-byte units; units are permuted within a row so that fragment
  * loads have no bank conflicts: unit u of row r lies at u ^ 4 (r mod 2) in K, at u ^ (r mod 8) in V.
  *
  * Within a row of K and of q a lane takes 8 consecutive dimensions where the instruction names two pairs 8 apart: a sum
@@ -22,7 +22,9 @@
 namespace minisgl {
 namespace {
 
-constexpr int warps = 4, warp_tokens = 16, tile_tokens = warps * warp_tokens;
+constexpr int warps = 4;
+constexpr int warp_tokens(int head_dim) { return head_dim == 64 ? 32 : 16; }
+constexpr int tile_tokens(int head_dim) { return warps * warp_tokens(head_dim); }
 
 /* Where a block starts: its linear tile index, which sequence, head and tile of the head that is, and what the first
  * copies need to know of the sequence, so that they wait for one load and not for three. */
@@ -42,7 +44,14 @@ struct Decode {
   bool early;
 };
 
+DEVICE float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /* A position in the walk over tiles. The lengths of a sequence are loaded when the walk enters the one before. */
+template <int TileTokens>
 struct Walk {
   int sequence, head, tile;
   int context, page_begin, next_context, next_page_begin;
@@ -60,7 +69,7 @@ struct Walk {
     context = start.context, page_begin = start.page_begin;
     read_next(a);
   }
-  DEVICE int tiles() const { return (context + tile_tokens - 1) / tile_tokens; }
+  DEVICE int tiles() const { return (context + TileTokens - 1) / TileTokens; }
   DEVICE void advance(const Decode &a) {
     if (++tile < tiles()) return;
     tile = 0;
@@ -77,38 +86,45 @@ struct Layout {
   static constexpr int units = HeadDim / 8;              // 16-byte units of a row
   static constexpr int rows_per_copy = 32 / units;       // rows that a warp copies with one instruction
   static constexpr int row_bytes = HeadDim * 2;
-  static constexpr int stage_bytes = 2 * warp_tokens * row_bytes;  // of one warp
-  static constexpr int stages = HeadDim == 64 ? 4 : HeadDim == 128 ? 3 : 2;
+  static constexpr int rows = warp_tokens(HeadDim), tile = tile_tokens(HeadDim);
+  static constexpr int stage_bytes = 2 * rows * row_bytes;  // of one warp
+  static constexpr int stages = HeadDim <= 128 ? 3 : 2;
 
   DEVICE static int k_offset(int row, int unit) { return row * row_bytes + (unit ^ (row & 1) << 2) * 16; }
   DEVICE static int v_offset(int row, int unit) {
-    return (warp_tokens + row) * row_bytes + (unit ^ (row & 7)) * 16;
+    return (rows + row) * row_bytes + (unit ^ (row & 7)) * 16;
   }
   /* Floats of shared memory behind the stages: each warp's results, for the merge. */
   static int merge_floats(int group) { return warps * group * (HeadDim + 2); }
 };
 
-/* The cache row of this lane's token (lanes 0 .. 15) in the warp's part of the walk's tile; 0 past the context's end. */
-DEVICE int token_row(const Decode &a, const Walk &w, int warp, int lane) {
-  const int token = w.tile * tile_tokens + warp * warp_tokens + (lane & 15);
+/* The cache row of this lane's token in the warp's part of the walk's tile; 0 past the context's end. */
+template <int HeadDim>
+DEVICE int token_row(const Decode &a, const Walk<tile_tokens(HeadDim)> &w, int warp, int lane) {
+  using L = Layout<HeadDim>;
+  const int token = w.tile * L::tile + warp * L::rows + lane % L::rows;
   if (token >= w.context) return 0;
-  return __ldcg(a.pages + w.page_begin + token / a.page_size) * a.page_size + token % a.page_size;
+  const int32_t *pages = a.pages + w.page_begin;
+  if (a.page_size == 1) return __ldcg(pages + token);
+  return __ldcg(pages + token / a.page_size) * a.page_size + token % a.page_size;
 }
 
-/* Copies the warp's 16 rows of K and V to its stage; rows past the end become zeros, row `skip` is left out. */
+/* Copies the warp's rows of K and V to its stage; rows past the end become zeros, row `skip` is left out. */
 template <class T, int HeadDim>
-DEVICE void copy_tile(const Decode &a, const Walk &w, uint32_t stage, int row_of_lane, int skip, int warp, int lane) {
+DEVICE void copy_tile(const Decode &a, const Walk<tile_tokens(HeadDim)> &w, uint32_t stage, int row_of_lane, int skip,
+                      int warp, int lane) {
   using L = Layout<HeadDim>;
-  const int valid = w.context - (w.tile * tile_tokens + warp * warp_tokens);
-  const int unit = lane % L::units;
+  const int valid = w.context - (w.tile * L::tile + warp * L::rows);
+  const int unit = lane % L::units, row_values = a.kv_heads * HeadDim;
+  const T *k = static_cast<const T *>(a.k_cache) + w.head * HeadDim + unit * 8;
+  const T *v = static_cast<const T *>(a.v_cache) + w.head * HeadDim + unit * 8;
 #pragma unroll
-  for (int i = 0; i < warp_tokens / L::rows_per_copy; i++) {
+  for (int i = 0; i < L::rows / L::rows_per_copy; i++) {
     const int row = i * L::rows_per_copy + lane / L::units;
-    const int64_t cache_row = __shfl_sync(~0u, row_of_lane, row);
-    const int64_t offset = (cache_row * a.kv_heads + w.head) * HeadDim + unit * 8;
+    const int64_t offset = static_cast<int64_t>(__shfl_sync(~0u, row_of_lane, row)) * row_values;
     if (row == skip) continue;
-    copy_async_or_zero(stage + L::k_offset(row, unit), static_cast<const T *>(a.k_cache) + offset, row < valid);
-    copy_async_or_zero(stage + L::v_offset(row, unit), static_cast<const T *>(a.v_cache) + offset, row < valid);
+    copy_async_or_zero(stage + L::k_offset(row, unit), k + offset, row < valid);
+    copy_async_or_zero(stage + L::v_offset(row, unit), v + offset, row < valid);
   }
 }
 
@@ -130,45 +146,61 @@ struct State {
   }
 };
 
-/* Adds the 16 tokens of a stage, of which the first `valid` count (at least one). */
+/* Adds the tokens of a stage, of which the first `valid` count (at least one). */
 template <class T, int HeadDim, int Columns>
 DEVICE void add_tile(State<HeadDim, Columns> &s, const uint4 (&q)[Columns][HeadDim / 32], uint32_t stage, int valid,
                      float scale, int lane) {
   using L = Layout<HeadDim>;
+  constexpr int parts = L::rows / 16;  // of 16 tokens
   const int g = lane >> 2, t = lane & 3;
-  float scores[Columns][4] = {};
+  float scores[parts][Columns][4] = {};
 #pragma unroll
-  for (int i = 0; i < HeadDim / 32; i++) {
-    const uint4 low = load_shared(stage + L::k_offset(g, 4 * i + t));
-    const uint4 high = load_shared(stage + L::k_offset(g + 8, 4 * i + t));
+  for (int part = 0; part < parts; part++)
 #pragma unroll
-    for (int c = 0; c < Columns; c++) {
-      mma<T>(scores[c], low.x, high.x, low.y, high.y, q[c][i].x, q[c][i].y);
-      mma<T>(scores[c], low.z, high.z, low.w, high.w, q[c][i].z, q[c][i].w);
+    for (int i = 0; i < HeadDim / 32; i++) {
+      const uint4 low = load_shared(stage + L::k_offset(part * 16 + g, 4 * i + t));
+      const uint4 high = load_shared(stage + L::k_offset(part * 16 + g + 8, 4 * i + t));
+#pragma unroll
+      for (int c = 0; c < Columns; c++) {
+        mma<T>(scores[part][c], low.x, high.x, low.y, high.y, q[c][i].x, q[c][i].y);
+        mma<T>(scores[part][c], low.z, high.z, low.w, high.w, q[c][i].z, q[c][i].w);
+      }
     }
-  }
 
-  uint32_t p[Columns][2];  // B fragments of p^T: tokens 0 .. 7 and 8 .. 15
+  uint32_t p[parts][Columns][2];  // B fragments of p^T: tokens 0 .. 7 and 8 .. 15 of a part
 #pragma unroll
   for (int c = 0; c < Columns; c++) {
-    float probability[2][2], rescale[2];
+    float rescale[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float a = g < valid ? scores[c][h] * scale : -INFINITY;
-      const float b = g + 8 < valid ? scores[c][2 + h] * scale : -INFINITY;
-      float maximum = fmaxf(a, b);
+      float maximum = s.maximum[c][h];
+#pragma unroll
+      for (int part = 0; part < parts; part++) {
+        float &a = scores[part][c][h], &b = scores[part][c][2 + h];  // tokens g and g + 8
+        a = part * 16 + g < valid ? a * scale : -INFINITY;
+        b = part * 16 + g + 8 < valid ? b * scale : -INFINITY;
+        maximum = fmaxf(maximum, fmaxf(a, b));
+      }
 #pragma unroll
       for (int offset = 4; offset < 32; offset <<= 1)
         maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, offset));
-      maximum = fmaxf(maximum, s.maximum[c][h]);
-      rescale[h] = exp2f(s.maximum[c][h] - maximum);
+      rescale[h] = power_of_two(s.maximum[c][h] - maximum);
       s.maximum[c][h] = maximum;
-      probability[0][h] = exp2f(a - maximum);
-      probability[1][h] = exp2f(b - maximum);
-      s.sum[c][h] = s.sum[c][h] * rescale[h] + probability[0][h] + probability[1][h];
+      s.sum[c][h] *= rescale[h];
+#pragma unroll
+      for (int part = 0; part < parts; part++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          float &score = scores[part][c][2 * i + h];
+          score = power_of_two(score - maximum);
+          s.sum[c][h] += score;
+        }
     }
-    p[c][0] = transpose_8x8(pack<T>(probability[0][0], probability[0][1]));
-    p[c][1] = transpose_8x8(pack<T>(probability[1][0], probability[1][1]));
+#pragma unroll
+    for (int part = 0; part < parts; part++)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        p[part][c][i] = transpose_8x8(pack<T>(scores[part][c][2 * i], scores[part][c][2 * i + 1]));
 #pragma unroll
     for (int j = 0; j < HeadDim / 16; j++)
 #pragma unroll
@@ -177,12 +209,14 @@ DEVICE void add_tile(State<HeadDim, Columns> &s, const uint4 (&q)[Columns][HeadD
 
   const int row = (lane & 7) + (lane >> 4 << 3), half = lane >> 3 & 1;
 #pragma unroll
-  for (int j = 0; j < HeadDim / 16; j++) {
-    uint32_t v[4];
-    load_matrix_transposed(v, stage + L::v_offset(row, 2 * j + half));
+  for (int part = 0; part < parts; part++)
 #pragma unroll
-    for (int c = 0; c < Columns; c++) mma<T>(s.out[c][j], v[0], v[1], v[2], v[3], p[c][0], p[c][1]);
-  }
+    for (int j = 0; j < HeadDim / 16; j++) {
+      uint32_t v[4];
+      load_matrix_transposed(v, stage + L::v_offset(part * 16 + row, 2 * j + half));
+#pragma unroll
+      for (int c = 0; c < Columns; c++) mma<T>(s.out[c][j], v[0], v[1], v[2], v[3], p[part][c][0], p[part][c][1]);
+    }
 }
 
 /* A warp's results to shared memory: out [warps, group, head_dim], then maximum and sum [warps, group, 2]. */
@@ -249,7 +283,7 @@ struct Finish {
       for (int w = 0; w < warps; w++) maximum = fmaxf(maximum, statistics[(w * a.group + head) * 2]);
 #pragma unroll
       for (int w = 0; w < warps; w++) {
-        weight[w] = exp2f(statistics[(w * a.group + head) * 2] - maximum);
+        weight[w] = power_of_two(statistics[(w * a.group + head) * 2] - maximum);
         sum += weight[w] * statistics[(w * a.group + head) * 2 + 1];
       }
       float value[per_lane] = {};
@@ -283,7 +317,7 @@ struct Finish {
 #pragma unroll
         for (int offset = 16; offset > 0; offset >>= 1) next = fmaxf(next, __shfl_xor_sync(~0u, next, offset));
         next = fmaxf(next, maximum);
-        const float rescale = exp2f(maximum - next), weight = exp2f(statistics.x - next);
+        const float rescale = power_of_two(maximum - next), weight = power_of_two(statistics.x - next);
         maximum = next;
         sum = sum * rescale + warp_sum(weight * statistics.y);
 #pragma unroll
@@ -314,7 +348,7 @@ struct Finish {
 
 /* first_tile, begin: the first tile of this head that is this block's, within the head and linear; end: of the block. */
 template <class T, int HeadDim>
-DEVICE void finish_head(const Decode &a, const Walk &w, const float *merge, int first_tile, int begin, int end,
+DEVICE void finish_head(const Decode &a, const Walk<tile_tokens(HeadDim)> &w, const float *merge, int first_tile, int begin, int end,
                         int total) {
   __shared__ bool is_last;
   const int head_begin = begin - first_tile, head_end = head_begin + w.tiles();  // linear tiles of this head
@@ -360,15 +394,15 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
   }
 
   // The walk that loads runs `stages` tiles ahead of the one that computes.
-  Walk ahead;
+  Walk<L::tile> ahead;
   ahead.begin(a, start);
-  int row_of_lane = token_row(a, ahead, warp, lane), issued = 0;
+  int row_of_lane = token_row<HeadDim>(a, ahead, warp, lane), issued = 0;
   const auto issue = [&](int skip) {
     if (issued < count) {
       copy_tile<T, HeadDim>(a, ahead, ring + issued % L::stages * L::stage_bytes, row_of_lane, skip, warp, lane);
       if (++issued < count) {
         ahead.advance(a);
-        row_of_lane = token_row(a, ahead, warp, lane);
+        row_of_lane = token_row<HeadDim>(a, ahead, warp, lane);
       }
     }
     copy_commit();
@@ -376,8 +410,8 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
   int prologue = 0;
   if (a.early) {
     // The last token's row is being written by the op before: it is left out here and copied after the wait.
-    const int last_tile = (ahead.context - 1) / tile_tokens, last_warp = (ahead.context - 1) % tile_tokens / warp_tokens;
-    const int last_row = (ahead.context - 1) % warp_tokens;
+    const int last_tile = (ahead.context - 1) / L::tile, last_warp = (ahead.context - 1) % L::tile / L::rows;
+    const int last_row = (ahead.context - 1) % L::rows;
     const int before_last = min(min(last_tile - start.tile + 1, count), L::stages);
     int missing_stage = -1, missing_row = 0;
     for (; prologue < before_last; prologue++) {
@@ -399,7 +433,7 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
   }
   for (; prologue < L::stages; prologue++) issue(-1);
 
-  Walk walk;
+  Walk<L::tile> walk;
   walk.begin(a, start);
   State<HeadDim, Columns> state;
   state.clear();
@@ -422,7 +456,7 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
   for (int i = 0; i < count; i++) {
     copy_wait<L::stages - 1>();
     __syncwarp();
-    const int valid = walk.context - (walk.tile * tile_tokens + warp * warp_tokens);
+    const int valid = walk.context - (walk.tile * L::tile + warp * L::rows);
     if (valid > 0)
       add_tile<T, HeadDim, Columns>(state, q, ring + i % L::stages * L::stage_bytes, valid, a.scale, lane);
     __syncwarp();
@@ -503,7 +537,8 @@ DecodePlan::DecodePlan(const msgl_device *device, const AttentionShape &shape, i
 }
 
 void DecodePlan::update(msgl_device *device, const int32_t *context_lengths, int sequences) {
-  const auto tiles_of = [&](int sequence) { return ceil_div(context_lengths[sequence], tile_tokens); };
+  const int tile = tile_tokens(shape_.head_dim);
+  const auto tiles_of = [&](int sequence) { return ceil_div(context_lengths[sequence], tile); };
   int64_t total = 0;
   for (int i = 0; i < sequences; i++) total += tiles_of(i) * shape_.kv_heads;
   Start *starts = static_cast<Start *>(ring_.acquire());

@@ -15,12 +15,26 @@ using namespace minisgl;
 
 namespace {
 
-__global__ void table_write_kernel(int32_t *table, const int4 *patches, const int32_t *values, int64_t row_stride) {
+/* A block a patch. Where patches overlap, the last one counts, as if they were written one after the other. */
+__global__ void table_write_kernel(int32_t *table, const int4 *patches, const int32_t *values, int count,
+                                   int64_t row_stride) {
   dependency_wait();
   dependency_trigger();
   const int4 patch = patches[blockIdx.x];
-  int32_t *destination = table + patch.x * row_stride + patch.y;
-  for (int i = threadIdx.x; i < patch.z; i += blockDim.x) destination[i] = values[patch.w + i];
+  const auto covers = [&](const int4 &later, int begin, int end) {
+    return later.x == patch.x && later.y < end && begin < later.y + later.z;
+  };
+  bool overlap = false;
+  for (int i = blockIdx.x + 1 + threadIdx.x; i < count; i += blockDim.x)
+    overlap |= covers(patches[i], patch.y, patch.y + patch.z);
+  const bool contested = __syncthreads_or(overlap);
+  int32_t *row = table + patch.x * row_stride;
+  for (int i = threadIdx.x; i < patch.z; i += blockDim.x) {
+    const int column = patch.y + i;
+    bool mine = true;
+    for (int j = blockIdx.x + 1; contested && j < count; j++) mine &= !covers(patches[j], column, column + 1);
+    if (mine) row[column] = values[patch.w + i];
+  }
 }
 
 struct Expansion {
@@ -69,7 +83,7 @@ int32_t msgl_table_write(msgl_device *device, int32_t *table, const int32_t *pat
                          int32_t count, int64_t row_stride) {
   return on_device(device, [&] {
     launch(device, Follow::dependent, table_write_kernel, count, 128, 0, table, reinterpret_cast<const int4 *>(patches),
-           values, row_stride);
+           values, count, row_stride);
   });
 }
 

@@ -134,6 +134,13 @@ int64_t packed_bytes(int32_t dtype, int64_t count) {
   return bytes;
 }
 
+void require_conversion(int32_t dtype, int32_t destination_dtype) {
+  if (dtype == MSGL_I32 && destination_dtype == MSGL_I32) return;
+  dispatch_read(dtype, [](auto) {});
+  if (destination_dtype != MSGL_F32 && destination_dtype != MSGL_F16 && destination_dtype != MSGL_BF16)
+    fail("values of dtype %d cannot be encoded as dtype %d", dtype, destination_dtype);
+}
+
 void enqueue_convert(cudaStream_t stream, void *destination, int32_t destination_dtype, const void *source,
                      int32_t dtype, int64_t rows, int64_t columns, int64_t row_bytes) {
   const int64_t total = rows * columns;

@@ -43,6 +43,7 @@ msgl_device::~msgl_device() {
   loader.reset();
   if (stream != nullptr) cudaStreamSynchronize(stream);
   owned.clear();
+  if (stream != nullptr) cudaStreamSynchronize(stream);  // memory is freed in stream order
   linear.reset();
   if (stream != nullptr) cudaStreamDestroy(stream);
 }
@@ -93,6 +94,7 @@ int32_t msgl_device_properties(msgl_device *device, msgl_properties *out) {
   return on_device(device, [&] {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, device->index), "cudaGetDeviceProperties");
+    if (!device->capturing) check(cudaStreamSynchronize(device->stream), "the device");  // what is freed counts as free
     size_t free_bytes = 0, total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
     *out = msgl_properties{};
@@ -110,5 +112,8 @@ int32_t msgl_device_properties(msgl_device *device, msgl_properties *out) {
 }
 
 int32_t msgl_device_synchronize(msgl_device *device) {
-  return on_device(device, [&] { check(cudaStreamSynchronize(device->stream), "the device"); });
+  return on_device(device, [&] {
+    refuse_in_capture(device, "waiting for the device");
+    check(cudaStreamSynchronize(device->stream), "the device");
+  });
 }

@@ -85,6 +85,7 @@ struct msgl_device {
   int shared_per_block = 0;   // bytes of shared memory that a block may opt in to
   bool dependent_launch = false;  // whether programmatic dependent launch exists (Hopper and later)
   const void *stored_cache = nullptr;  // k_cache of the op before, if that was msgl_rotary_store; see DecodePlan::run
+  bool capturing = false;         // between msgl_capture_begin and _end, where nothing may wait for the device
   bool weights_written = false;   // the op before may have written weights: the next kernel must not start early
   cudaStream_t stream = nullptr;
   minisgl::DeviceBuffer sampling_scratch;  // msgl_sample: one packed maximum and one count a row, zero between ops
@@ -116,6 +117,11 @@ int32_t on_device(msgl_device *device, Body body) noexcept {
     check(cudaSetDevice(device->index), "cudaSetDevice");
     body();
   });
+}
+
+/* Throws during a capture: `what` waits for the device or changes its memory, and would break the capture. */
+inline void refuse_in_capture(const msgl_device *device, const char *what) {
+  if (device->capturing) fail("%s is not possible while ops are captured", what);
 }
 
 /*

@@ -1,4 +1,5 @@
-/* elementwise.cu: rows copied by index (embedding, gather) and SiLU(gate) * up. 16 bytes a thread and turn. */
+/* elementwise.cu: rows copied by index (embedding, gather) and SiLU(gate) * up; 16 bytes a thread where rows allow it. */
+#include "linear.h"
 #include "vector.cuh"
 #include "weight.h"
 
@@ -6,30 +7,34 @@ using namespace minisgl;
 
 namespace {
 
-/* out[i, :] = source[rows[i], :], zeros where rows[i] lies outside 0 .. limit - 1; a row has `vectors` 16-byte units. */
-__global__ void gather_kernel(uint4 *out, const uint4 *source, const int32_t *rows, int vectors, int64_t limit) {
+/* out[i, :] = source[rows[i], :], zeros where rows[i] lies outside 0 .. limit - 1; a row has `units` of type Unit. */
+template <class Unit>
+__global__ void gather_kernel(Unit *out, const Unit *source, const int32_t *rows, int units, int64_t limit) {
   dependency_wait();
   dependency_trigger();
   const int64_t row = rows[blockIdx.x];
   const bool inside = row >= 0 && row < limit;
-  for (int i = threadIdx.x; i < vectors; i += blockDim.x)
-    out[static_cast<int64_t>(blockIdx.x) * vectors + i] = inside ? source[row * vectors + i] : make_uint4(0, 0, 0, 0);
+  for (int i = threadIdx.x; i < units; i += blockDim.x)
+    out[static_cast<int64_t>(blockIdx.x) * units + i] = inside ? source[row * units + i] : Unit{};
 }
 
 void enqueue_gather(msgl_device *device, void *out, const void *source, const int32_t *rows, int count, int64_t size,
                     int32_t dtype, int64_t limit) {
   const int64_t bytes = size * dtype_bytes(dtype);
-  if (bytes % 16 != 0) fail("rows of %lld values: a row must be a multiple of 16 bytes", static_cast<long long>(size));
-  const int vectors = static_cast<int>(bytes / 16);
-  const int threads = std::min(256, static_cast<int>(ceil_div(vectors, 32) * 32));
-  launch(device, Follow::dependent, gather_kernel, count, threads, 0, static_cast<uint4 *>(out),
-         static_cast<const uint4 *>(source), rows, vectors, limit);
+  const auto run = [&](auto *unit) {
+    using Unit = std::remove_pointer_t<decltype(unit)>;
+    const int units = static_cast<int>(bytes / sizeof(Unit));
+    const int threads = std::min(256, static_cast<int>(ceil_div(units, 32) * 32));
+    launch(device, Follow::dependent, gather_kernel<Unit>, count, threads, 0, static_cast<Unit *>(out),
+           static_cast<const Unit *>(source), rows, units, limit);
+  };
+  if (bytes % 16 == 0) return run(static_cast<uint4 *>(nullptr));
+  run(static_cast<uint16_t *>(nullptr));
 }
 
 /* gate_up [tokens, 2, vectors] -> out [tokens, vectors], a vector a thread. */
-template <class T>
+template <class T, class V>
 __global__ void silu_mul_kernel(T *out, const T *gate_up, int64_t total, int vectors) {
-  using V = Vector<T>;
   dependency_trigger();  // as in norm.cu: a product follows
   dependency_wait();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -62,16 +67,21 @@ int32_t msgl_gather(msgl_device *device, void *out, const void *x, const int32_t
   return on_device(device, [&] { enqueue_gather(device, out, x, rows, count, size, dtype, INT64_MAX); });
 }
 
-int32_t msgl_silu_mul(msgl_device *device, void *out, const void *gate_up, int32_t tokens, int32_t size,
-                      int32_t dtype) {
-  return on_device(device, [&] {
-    dispatch_half(dtype, [&](auto *type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      if (size % Vector<T>::size != 0) fail("silu_mul: size %d is not a multiple of %d", size, Vector<T>::size);
-      const int vectors = size / Vector<T>::size;
+void minisgl::enqueue_silu_mul(msgl_device *device, void *out, const void *gate_up, int tokens, int size,
+                               int32_t dtype) {
+  dispatch_half(dtype, [&](auto *type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    dispatch_vector<T>(size, [&](auto *vector) {
+      using V = std::remove_pointer_t<decltype(vector)>;
+      const int vectors = size / V::size;
       const int64_t total = static_cast<int64_t>(tokens) * vectors;
-      launch(device, Follow::dependent, silu_mul_kernel<T>, static_cast<unsigned>(ceil_div(total, 128)), 128, 0,
+      launch(device, Follow::dependent, silu_mul_kernel<T, V>, static_cast<unsigned>(ceil_div(total, 128)), 128, 0,
              static_cast<T *>(out), static_cast<const T *>(gate_up), total, vectors);
     });
   });
+}
+
+int32_t msgl_silu_mul(msgl_device *device, void *out, const void *gate_up, int32_t tokens, int32_t size,
+                      int32_t dtype) {
+  return on_device(device, [&] { enqueue_silu_mul(device, out, gate_up, tokens, size, dtype); });
 }

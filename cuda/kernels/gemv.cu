@@ -16,6 +16,12 @@
  * depend on the order of k as long as W and x use the same (see attention_decode.cu).
  *
  * With programmatic dependent launch the copies of W start before the op that computes x has ended.
+ *
+ * What stands around a product can be part of it:
+ *   norm   x is RMS-normalised: each piece of x is multiplied by the norm's weight as it is used, the sum of its squares
+ *          goes along, and outputs are scaled by the reciprocal root at the end
+ *   add    outputs are added to what `out` holds
+ *   Gated  W is [gate; up]; slices alternate between the two, and the output is silu(gate) * up
  */
 #include <algorithm>
 
@@ -30,70 +36,113 @@ constexpr int slot_bytes = threads * 16;  // one 16-byte piece of every lane
 
 struct Gemv {
   void *out;
-  const void *x, *w, *bias;
+  const void *x, *w, *bias, *norm;
   int64_t k;
-  int n, slices, chunks, tokens, stages;
-  bool float_out;
+  int n, slices, chunks, tokens, stages;  // n: columns of out
+  float epsilon;
+  bool float_out, add;
 };
 
-/* Shared memory: stages of W, [stage][slice][half chunk][lane]; stages of x, [stage][half chunk][lane] or, for one token,
- * [stage][warp][half chunk][4]; partial sums, [buffer][warp][token][row]. */
+/* Shared memory: stages of W, [stage][slice][half chunk][lane]; of the norm's weights, [stage][warp][chunk]; of x,
+ * [stage][half chunk][lane] or, for one token, [stage][warp][half chunk][4]; squares of x, [warp][token]; partial sums,
+ * [buffer][warp][token][row]. */
 template <int Slices, int Tokens>
 struct Layout {
   static constexpr int w_stage = Slices * 2 * slot_bytes;
   static constexpr int x_stage = Tokens == 1 ? warps * 2 * 4 * 16 : 2 * slot_bytes;
+  static constexpr int norm_stage = warps * chunk * 2, stage = w_stage + norm_stage + x_stage;
   static constexpr int rows = Slices * slice_rows;
   static constexpr int sums = warps * rows * Tokens;  // floats of one buffer
   static size_t bytes(int stages, int buffers) {
-    return static_cast<size_t>(stages * (w_stage + x_stage)) + buffers * sums * sizeof(float);
+    return static_cast<size_t>(stages * stage) + (buffers * sums + warps * Tokens) * sizeof(float);
   }
 };
 
-/* The walk of a warp over its chunks: chunk by chunk, then the block's next group. */
-template <int Slices>
+/* A block's slices, cut into groups as even as can be; pairs of gate and up stay together. */
+template <int Slices, bool Gated>
+struct Groups {
+  static constexpr int unit = Gated ? 2 : 1;
+  int first, units, count;
+
+  DEVICE explicit Groups(const Gemv &a) {
+    const int64_t all = a.slices / unit;
+    first = static_cast<int>(blockIdx.x * all / gridDim.x);
+    units = static_cast<int>((blockIdx.x + 1) * all / gridDim.x) - first;
+    count = (units * unit + Slices - 1) / Slices;
+  }
+  /* The first slice of a group; that of group + 1 is where it ends. */
+  DEVICE int begin(int group) const { return unit * (first + group * units / count); }
+};
+
+/* The walk of a warp over its chunks: chunk by chunk, then the next group. */
+template <int Slices, bool Gated>
 struct Walk {
-  int slice, end, chunk_index, chunks;
+  int group, chunk_index, slice, end;
 
-  DEVICE bool done() const { return slice >= end; }
-  DEVICE void advance(int warp) {
+  DEVICE Walk(const Groups<Slices, Gated> &groups, const Gemv &a, int warp) : group(0), chunk_index(warp) {
+    slice = groups.begin(0), end = groups.begin(1);
+    if (warp >= a.chunks) group = groups.count;
+  }
+  DEVICE void advance(const Groups<Slices, Gated> &groups, const Gemv &a, int warp) {
     chunk_index += warps;
-    if (chunk_index < chunks) return;
+    if (chunk_index < a.chunks) return;
     chunk_index = warp;
-    slice += Slices;
+    slice = end;
+    if (++group < groups.count) end = groups.begin(group + 1);
   }
 };
+
+/* Multiplies 8 values of x by the norm's weights and adds their squares to `squares`. */
+template <class T>
+DEVICE void normalize(uint4 &x, uint4 weights, float &squares) {
+  Vector<T> values = *reinterpret_cast<const Vector<T> *>(&x);
+  const Vector<T> w = *reinterpret_cast<const Vector<T> *>(&weights);
+#pragma unroll
+  for (int i = 0; i < Vector<T>::size; i++) {
+    const float value = to_float(values.value[i]);
+    squares += value * value;
+    values.value[i] = from_float<T>(value * to_float(w.value[i]));
+  }
+  x = *reinterpret_cast<const uint4 *>(&values);
+}
+
+DEVICE float silu(float x) { return x / (1.f + __expf(-x)); }
 
 /* Stages: of the ring; 0 where all of the block's share fits into a.stages, and is waited for at once. */
-template <class T, int Slices, int Tokens, int Stages>
+template <class T, int Slices, int Tokens, int Stages, bool Gated>
 __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
   using L = Layout<Slices, Tokens>;
   extern __shared__ __align__(128) char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const uint32_t w_ring = shared_address(shared) + threadIdx.x * 16;
-  const uint32_t x_ring = shared_address(shared) + a.stages * L::w_stage +
+  const uint32_t norm_ring = shared_address(shared) + a.stages * L::w_stage + warp * chunk * 2;
+  const uint32_t x_ring = shared_address(shared) + a.stages * (L::w_stage + L::norm_stage) +
                           (Tokens == 1 ? warp * 2 * 4 * 16 + t * 16 : threadIdx.x * 16);
-  float *sums = reinterpret_cast<float *>(shared + a.stages * (L::w_stage + L::x_stage));
+  float *warps_squares = reinterpret_cast<float *>(shared + a.stages * L::stage);
+  float *sums = warps_squares + warps * Tokens;
   constexpr int x_half = Tokens == 1 ? 4 * 16 : slot_bytes;  // bytes between the halves of a chunk of x
   dependency_trigger();
 
-  // This block's slices; the blocks' shares differ by one slice at most.
-  const int first = static_cast<int>(static_cast<int64_t>(blockIdx.x) * a.slices / gridDim.x);
-  const int end = static_cast<int>(static_cast<int64_t>(blockIdx.x + 1) * a.slices / gridDim.x);
+  const Groups<Slices, Gated> groups(a);
   const T *w_lane = static_cast<const T *>(a.w) + g * a.k + 8 * t;
   const T *x_lane = static_cast<const T *>(a.x) + g * a.k + 8 * t;
   const bool has_x = g < a.tokens;
 
-  const auto copy_w = [&](const Walk<Slices> &walk, int stage) {
+  const auto copy_w = [&](const Walk<Slices, Gated> &walk, int stage) {
+    const int from = walk.chunk_index * chunk;
+    if (a.norm != nullptr && lane < 8)
+      copy_async(norm_ring + stage * L::norm_stage + lane * 16, static_cast<const T *>(a.norm) + from + lane * 8);
 #pragma unroll
     for (int s = 0; s < Slices; s++) {
-      if (walk.slice + s >= end) break;
-      const T *source = w_lane + (walk.slice + s) * slice_rows * a.k + walk.chunk_index * chunk;
+      const int slice = walk.slice + s;
+      if (slice >= walk.end) break;
+      const int row = Gated ? slice % 2 * a.n + slice / 2 * slice_rows : slice * slice_rows;
       const uint32_t slot = w_ring + stage * L::w_stage + s * 2 * slot_bytes;
-      copy_async(slot, source);
-      copy_async(slot + slot_bytes, source + chunk / 2);
+      copy_async(slot, w_lane + row * a.k + from);
+      copy_async(slot + slot_bytes, w_lane + row * a.k + from + chunk / 2);
     }
   };
-  const auto copy_x = [&](const Walk<Slices> &walk, int stage) {
+  const auto copy_x = [&](const Walk<Slices, Gated> &walk, int stage) {
     if (!has_x) return;
     const T *source = x_lane + walk.chunk_index * chunk;
     const uint32_t slot = x_ring + stage * L::x_stage;
@@ -101,36 +150,40 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
     copy_async(slot + x_half, source + chunk / 2);
   };
 
-  const Walk<Slices> start{warp < a.chunks ? first : end, end, warp, a.chunks};
-  Walk<Slices> ahead = start;
+  const Walk<Slices, Gated> start(groups, a, warp);
+  Walk<Slices, Gated> ahead = start;
   for (int stage = 0; stage < a.stages; stage++) {
-    if (!ahead.done()) {
+    if (ahead.group < groups.count) {
       copy_w(ahead, stage);
-      ahead.advance(warp);
+      ahead.advance(groups, a, warp);
     }
     copy_commit();
   }
   dependency_wait();
   ahead = start;
   for (int stage = 0; stage < a.stages; stage++) {
-    if (!ahead.done()) {
+    if (ahead.group < groups.count) {
       copy_x(ahead, stage);
-      ahead.advance(warp);
+      ahead.advance(groups, a, warp);
     }
     copy_commit();
   }
 
-  constexpr int tiles = (Slices + 1) / 2;
+  constexpr int tiles = (Slices + 1) / 2, unit = Gated ? 2 : 1;
   int stage = 0, buffer = 0;
-  for (int group = first; group < end; group += Slices) {
+  float squares = 0.f;  // of this lane's pieces of token g
+  for (int group = 0; group < groups.count; group++) {
     float c[tiles][4] = {};
     for (int chunk_index = warp; chunk_index < a.chunks; chunk_index += warps) {
       // Groups of copies are W of all stages, x of all stages, then one a turn: the wait is the same in every turn.
       copy_wait<Stages == 0 ? 0 : Stages - 1>();
+      if (a.norm != nullptr) __syncwarp();  // its weights were copied by other lanes
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         uint4 x = make_uint4(0, 0, 0, 0);
         if (has_x) x = load_shared(x_ring + stage * L::x_stage + half * x_half);
+        if (a.norm != nullptr)
+          normalize<T>(x, load_shared(norm_ring + stage * L::norm_stage + half * chunk + t * 16), squares);
 #pragma unroll
         for (int tile = 0; tile < tiles; tile++) {
           const uint32_t slot = w_ring + stage * L::w_stage + (tile * 4 + half) * slot_bytes;
@@ -140,10 +193,11 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
           mma<T>(c[tile], low.z, high.z, low.w, high.w, x.z, x.w);
         }
       }
-      if (!ahead.done()) {
+      if (a.norm != nullptr) __syncwarp();
+      if (ahead.group < groups.count) {
         copy_w(ahead, stage);
         copy_x(ahead, stage);
-        ahead.advance(warp);
+        ahead.advance(groups, a, warp);
       }
       copy_commit();
       stage = stage + 1 == a.stages ? 0 : stage + 1;
@@ -156,18 +210,40 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
       if (Tokens > 1 || t == 0) mine[2 * t * L::rows + slice * slice_rows + g] = pair[0];
       if (Tokens > 1) mine[(2 * t + 1) * L::rows + slice * slice_rows + g] = pair[1];
     }
+    if (a.norm != nullptr && group == 0) {
+      squares += __shfl_xor_sync(~0u, squares, 1);
+      squares += __shfl_xor_sync(~0u, squares, 2);
+      if (t == 0 && g < Tokens) warps_squares[warp * Tokens + g] = squares;
+    }
     __syncthreads();
-    for (int i = threadIdx.x; i < L::rows * Tokens; i += threads) {
-      const int row = i % L::rows, token = i / L::rows, column = group * slice_rows + row;
-      if (group + row / slice_rows >= end || token >= a.tokens) continue;
-      float sum = a.bias != nullptr ? to_float(static_cast<const T *>(a.bias)[column]) : 0.f;
+    const int slice_begin = groups.begin(group), slice_end = groups.begin(group + 1);
+    for (int i = threadIdx.x; i < L::rows / unit * Tokens; i += threads) {
+      const int row = i % (L::rows / unit), token = i / (L::rows / unit), slice = row / slice_rows;
+      if (slice_begin + unit * slice >= slice_end || token >= a.tokens) continue;
+      const float *partial = sums + buffer * L::sums + token * L::rows + unit * slice * slice_rows + row % slice_rows;
+      float sum = 0.f, up = 0.f, scale = 1.f;
 #pragma unroll
-      for (int w = 0; w < warps; w++) sum += sums[buffer * L::sums + w * L::rows * Tokens + i];
+      for (int w = 0; w < warps; w++) {
+        sum += partial[w * L::rows * Tokens];
+        if (Gated) up += partial[w * L::rows * Tokens + slice_rows];
+      }
+      if (a.norm != nullptr) {
+        float all = 0.f;
+#pragma unroll
+        for (int w = 0; w < warps; w++) all += warps_squares[w * Tokens + token];
+        scale = rsqrtf(all / a.k + a.epsilon);
+      }
+      sum *= scale;
+      if (Gated) sum = silu(sum) * (up * scale);
+      const int column = slice_begin / unit * slice_rows + row;
+      if (a.bias != nullptr) sum += to_float(static_cast<const T *>(a.bias)[column]);
       const int64_t index = static_cast<int64_t>(token) * a.n + column;
-      if (a.float_out)
+      if (a.float_out) {
         static_cast<float *>(a.out)[index] = sum;
-      else
-        static_cast<T *>(a.out)[index] = from_float<T>(sum);
+      } else {
+        T *out = static_cast<T *>(a.out) + index;
+        *out = from_float<T>(a.add ? sum + to_float(*out) : sum);
+      }
     }
     buffer ^= 1;  // so one barrier a group is enough
   }
@@ -181,58 +257,64 @@ struct Plan {
   int buffers() const { return streams ? 2 : 1; }
 };
 
-constexpr int ring_stages = 2;
-constexpr int ring_slices(int tokens) { return tokens == 1 ? 3 : 4; }  // more rows a group: x is read less often
+/* Stages of a ring, as many as fit into shared memory beside x. */
+constexpr int ring_stages(int slices, int tokens) { return tokens == 1 && slices <= 4 ? 3 : 2; }
 
 Plan choose(const msgl_device *device, const LinearArguments &a) {
-  const int slices = static_cast<int>(a.weight->n / slice_rows);
+  const int slices = static_cast<int>(a.weight->n / slice_rows), unit = a.gated ? 2 : 1;
   const int a_warp = static_cast<int>(ceil_div(a.weight->k / chunk, warps));
-  const int a_block = static_cast<int>(ceil_div(slices, device->multiprocessors));
+  const int a_block = unit * static_cast<int>(ceil_div(slices / unit, device->multiprocessors));
   // At most 6 pieces of 16 KiB of W a block, so that the next kernel fits beside it on a multiprocessor.
   if (a_block * a_warp <= 6) return {a_block, a_warp, static_cast<int>(ceil_div(slices, a_block)), false};
-  const int blocks = (a.tokens == 1 ? 2 : 1) * device->multiprocessors;
-  return {ring_slices(a.tokens), ring_stages, std::min(slices, blocks), true};
+  // A whole multiprocessor otherwise; four slices a group, or all of five or six at once.
+  const int group = a.tokens == 1 && (a_block == 5 || a_block == 6) ? a_block : 4;
+  return {group, ring_stages(group, a.tokens), std::min(slices / unit, device->multiprocessors), true};
 }
 
+template <int Value>
+using Constant = std::integral_constant<int, Value>;
+
 /* Calls f(kernel, shared memory) for a plan. */
+template <class T, int Tokens, bool Gated, class F>
+void dispatch_slices(const Plan &plan, F f) {
+  const auto call = [&](auto slices, auto stages) {
+    constexpr int Slices = decltype(slices)::value, Stages = decltype(stages)::value;
+    f(gemv_kernel<T, Slices, Tokens, Stages, Gated>, Layout<Slices, Tokens>::bytes(plan.stages, plan.buffers()));
+  };
+  constexpr Constant<0> at_once;
+  if (plan.streams) {
+    if (plan.slices == 4) return call(Constant<4>(), Constant<ring_stages(4, Tokens)>());
+    if constexpr (Tokens == 1) {
+      if (plan.slices == 6) return call(Constant<6>(), Constant<ring_stages(6, 1)>());
+      if constexpr (!Gated) return call(Constant<5>(), Constant<ring_stages(5, 1)>());
+    }
+    fail("no kernel streams %d slices", plan.slices);
+  }
+  if (plan.slices == 2) return call(Constant<2>(), at_once);
+  if (plan.slices == 4) return call(Constant<4>(), at_once);
+  if (plan.slices == 6) return call(Constant<6>(), at_once);
+  if constexpr (!Gated) {
+    if (plan.slices == 1) return call(Constant<1>(), at_once);
+    if (plan.slices == 3) return call(Constant<3>(), at_once);
+    if (plan.slices == 5) return call(Constant<5>(), at_once);
+  }
+  fail("no kernel for %d slices", plan.slices);
+}
+
 template <class F>
 void dispatch(const Plan &plan, const LinearArguments &a, F f) {
   dispatch_half(a.dtype, [&](auto *type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto of_tokens = [&](auto tokens) {
-      constexpr int Tokens = decltype(tokens)::value;
-      const auto of_slices = [&](auto slices, auto stages) {
-        constexpr int Slices = decltype(slices)::value, Stages = decltype(stages)::value;
-        f(gemv_kernel<T, Slices, Tokens, Stages>, Layout<Slices, Tokens>::bytes(plan.stages, plan.buffers()));
-      };
-      using std::integral_constant;
-      constexpr integral_constant<int, 0> at_once;
-      if (plan.streams)
-        return of_slices(integral_constant<int, ring_slices(Tokens)>(), integral_constant<int, ring_stages>());
-      switch (plan.slices) {
-        case 1:
-          return of_slices(integral_constant<int, 1>(), at_once);
-        case 2:
-          return of_slices(integral_constant<int, 2>(), at_once);
-        case 3:
-          return of_slices(integral_constant<int, 3>(), at_once);
-        case 4:
-          return of_slices(integral_constant<int, 4>(), at_once);
-        case 5:
-          return of_slices(integral_constant<int, 5>(), at_once);
-        default:
-          return of_slices(integral_constant<int, 6>(), at_once);
-      }
-    };
-    a.tokens == 1 ? of_tokens(std::integral_constant<int, 1>()) : of_tokens(std::integral_constant<int, max_tokens>());
+    if (a.gated) return a.tokens == 1 ? dispatch_slices<T, 1, true>(plan, f) : dispatch_slices<T, max_tokens, true>(plan, f);
+    a.tokens == 1 ? dispatch_slices<T, 1, false>(plan, f) : dispatch_slices<T, max_tokens, false>(plan, f);
   });
 }
 
 }  // namespace
 
 bool gemv_supports(const msgl_device *device, const LinearArguments &a) {
-  if (a.tokens > max_tokens || a.weight->n % slice_rows != 0 || a.weight->k % chunk != 0) return false;
-  if (reinterpret_cast<uintptr_t>(a.x) % 16 != 0) return false;
+  if (a.tokens > max_tokens || a.weight->n % (a.gated ? 2 * slice_rows : slice_rows) != 0) return false;
+  if (a.weight->k % chunk != 0 || reinterpret_cast<uintptr_t>(a.x) % 16 != 0) return false;
   bool fits = false;
   dispatch(choose(device, a), a, [&](auto, size_t bytes) { fits = bytes <= static_cast<size_t>(device->shared_per_block); });
   return fits;
@@ -244,13 +326,16 @@ void enqueue_gemv(msgl_device *device, const LinearArguments &a) {
                   a.x,
                   a.weight->memory.get(),
                   a.bias,
+                  a.norm,
                   a.weight->k,
-                  static_cast<int>(a.weight->n),
+                  static_cast<int>(a.gated ? a.weight->n / 2 : a.weight->n),
                   static_cast<int>(a.weight->n / slice_rows),
                   static_cast<int>(a.weight->k / chunk),
                   a.tokens,
                   plan.stages,
-                  a.out_dtype == MSGL_F32};
+                  a.epsilon,
+                  a.out_dtype == MSGL_F32,
+                  a.add};
   dispatch(plan, a, [&](auto kernel, size_t bytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
           "shared memory");

@@ -59,13 +59,16 @@ int32_t msgl_event_elapsed(const msgl_event *begin, const msgl_event *end, float
 
 int32_t msgl_capture_begin(msgl_device *device) {
   return on_device(device, [&] {
+    refuse_in_capture(device, "a second capture");
     check(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    device->capturing = true;
   });
 }
 
 int32_t msgl_capture_end(msgl_device *device, msgl_graph **graph) {
   return on_device(device, [&] {
     cudaGraph_t captured = nullptr;
+    device->capturing = false;
     check(cudaStreamEndCapture(device->stream, &captured), "cudaStreamEndCapture");
     const std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, decltype(&cudaGraphDestroy)> owner(captured,
                                                                                                 cudaGraphDestroy);

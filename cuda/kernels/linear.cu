@@ -27,6 +27,34 @@ __global__ void add_bias_kernel(float *out, const T *bias, int64_t total, int64_
   if (i < total) out[i] += to_float(bias[i % n]);
 }
 
+/* out[i, j] = x[i] . w[j] + bias[j], a warp an output: for shapes that cuBLASLt refuses. grid (n / 4, tokens) */
+template <class T, class Out>
+__global__ void any_linear_kernel(Out *out, const T *x, const T *w, const T *bias, int64_t n, int64_t k, bool add) {
+  dependency_wait();
+  dependency_trigger();
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32, row = blockIdx.y;
+  if (column >= n) return;
+  float sum = 0.f;
+  for (int64_t i = threadIdx.x % 32; i < k; i += 32) sum += to_float(x[row * k + i]) * to_float(w[column * k + i]);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 != 0) return;
+  if (bias != nullptr) sum += to_float(bias[column]);
+  out[row * n + column] = from_float<Out>(add ? sum + to_float(out[row * n + column]) : sum);
+}
+
+void enqueue_any_linear(msgl_device *device, const LinearArguments &a) {
+  dispatch_half(a.dtype, [&](auto *type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto run = [&](auto *out) {
+      launch(device, Follow::dependent, any_linear_kernel<T, std::remove_pointer_t<decltype(out)>>,
+             dim3(static_cast<unsigned>(ceil_div(a.weight->n, 4)), a.tokens), 128, 0, out, static_cast<const T *>(a.x),
+             a.weight->memory.template get<const T>(), static_cast<const T *>(a.bias), a.weight->n, a.weight->k, a.add);
+    };
+    if (a.out_dtype == MSGL_F32) return run(static_cast<float *>(a.out));
+    run(static_cast<T *>(a.out));
+  });
+}
+
 /* The number of tokens for which an algorithm is asked: exact for the sizes of decode steps, rounded up for the rest. */
 int64_t bucket(int64_t tokens) {
   if (tokens <= 64) return tokens;
@@ -112,9 +140,9 @@ void Linear::run(const LinearArguments &a) {
   const bool fused_bias = a.bias != nullptr && a.dtype == a.out_dtype;
   const CublasLt::Heuristic &chosen = choose(a, fused_bias);
   const Product product(*library_, a, a.tokens, fused_bias);
-  const float one = 1.f, zero = 0.f;
+  const float one = 1.f, kept = a.add ? 1.f : 0.f;
   require(library_->matmul(handle_, product.descriptor, &one, a.weight->memory.get(), product.weight, a.x, product.x,
-                           &zero, a.out, product.out, a.out, product.out, &chosen.algorithm, workspace_.get(),
+                           &kept, a.out, product.out, a.out, product.out, &chosen.algorithm, workspace_.get(),
                            workspace_bytes, device_->stream),
           "the product");
   device_->stored_cache = nullptr;
@@ -131,14 +159,50 @@ void Linear::run(const LinearArguments &a) {
 
 using namespace minisgl;
 
+namespace {
+
+void enqueue_linear(msgl_device *device, const LinearArguments &a) {
+  if (a.tokens == 0) return;
+  if (a.dtype != a.weight->dtype) fail("linear: activations of dtype %d, weight of dtype %d", a.dtype, a.weight->dtype);
+  if (a.out_dtype != a.dtype && a.out_dtype != MSGL_F32) fail("linear: the output is of dtype %d or float32", a.dtype);
+  if (gemv_supports(device, a)) return enqueue_gemv(device, a);
+  if (a.weight->n % 8 != 0 || a.weight->k % 8 != 0) return enqueue_any_linear(device, a);
+  device->linear->run(a);
+}
+
+}  // namespace
+
 int32_t msgl_linear(msgl_device *device, void *out, const void *x, const msgl_weight *weight, const void *bias,
                     int32_t tokens, int32_t dtype, int32_t out_dtype) {
+  return on_device(device, [&] { enqueue_linear(device, {out, x, bias, weight, tokens, dtype, out_dtype}); });
+}
+
+int32_t msgl_linear_add(msgl_device *device, void *out, void *, const void *x, const msgl_weight *weight,
+                        int32_t tokens, int32_t dtype) {
+  return on_device(device, [&] { enqueue_linear(device, {out, x, nullptr, weight, tokens, dtype, dtype, true}); });
+}
+
+int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const void *x, const void *norm,
+                         const msgl_weight *weight, const void *bias, int32_t tokens, float epsilon, int32_t dtype,
+                         int32_t out_dtype) {
   return on_device(device, [&] {
-    if (tokens == 0) return;
-    if (dtype != weight->dtype) fail("linear: activations of dtype %d, weight of dtype %d", dtype, weight->dtype);
-    if (out_dtype != dtype && out_dtype != MSGL_F32) fail("linear: the output is of dtype %d or float32", dtype);
-    const LinearArguments arguments{out, x, bias, weight, tokens, dtype, out_dtype};
-    if (gemv_supports(device, arguments)) return enqueue_gemv(device, arguments);
-    device->linear->run(arguments);
+    LinearArguments a{out, x, bias, weight, tokens, dtype, out_dtype, false, norm, epsilon};
+    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
+    enqueue_rms_norm(device, normed, x, norm, tokens, static_cast<int>(weight->k), epsilon, dtype);
+    a.x = normed;
+    a.norm = nullptr;
+    enqueue_linear(device, a);
+  });
+}
+
+int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, void *normed, const void *x,
+                               const void *norm, const msgl_weight *weight, int32_t tokens, float epsilon,
+                               int32_t dtype) {
+  return on_device(device, [&] {
+    const LinearArguments a{out, x, nullptr, weight, tokens, dtype, dtype, false, norm, epsilon, true};
+    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
+    enqueue_rms_norm(device, normed, x, norm, tokens, static_cast<int>(weight->k), epsilon, dtype);
+    enqueue_linear(device, {gate_up, normed, nullptr, weight, tokens, dtype, dtype});
+    enqueue_silu_mul(device, out, gate_up, tokens, static_cast<int>(weight->n / 2), dtype);
   });
 }

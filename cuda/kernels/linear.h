@@ -16,12 +16,17 @@
 
 namespace minisgl {
 
+/* out[tokens, n] = x W^T + bias; what our kernels can do on the way stands last. */
 struct LinearArguments {
   void *out;
   const void *x, *bias;
   const msgl_weight *weight;
   int tokens;
   int32_t dtype, out_dtype;
+  bool add = false;            // to what out holds
+  const void *norm = nullptr;  // x is RMS-normalised with this weight first: our kernels only
+  float epsilon = 0.f;
+  bool gated = false;  // W = [gate; up], out [tokens, n / 2] = silu(gate) * up: our kernels only
 };
 
 /* cuBLASLt on one device: handle, workspace, and the algorithm chosen for each shape. */
@@ -51,6 +56,26 @@ class Linear {
 bool gemv_supports(const msgl_device *device, const LinearArguments &arguments);
 void enqueue_gemv(msgl_device *device, const LinearArguments &arguments);
 
+/* The unfused neighbours of a product: norm.cu, elementwise.cu. */
+void enqueue_rms_norm(msgl_device *device, void *out, const void *x, const void *weight, int tokens, int size,
+                      float epsilon, int32_t dtype);
+void enqueue_silu_mul(msgl_device *device, void *out, const void *gate_up, int tokens, int size, int32_t dtype);
+
 }  // namespace minisgl
+
+/* Not in minisgl.h yet: what stands around products of few tokens, in one kernel. */
+extern "C" {
+/* out[tokens, n] += x weight^T. scratch: [tokens, n]. */
+int32_t msgl_linear_add(msgl_device *device, void *out, void *scratch, const void *x, const msgl_weight *weight,
+                        int32_t tokens, int32_t dtype);
+/* out = rms_norm(x; norm, epsilon) weight^T + bias. normed: scratch [tokens, k]. */
+int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const void *x, const void *norm,
+                         const msgl_weight *weight, const void *bias, int32_t tokens, float epsilon, int32_t dtype,
+                         int32_t out_dtype);
+/* out[tokens, n / 2] = silu(g) * u, where (g, u) [tokens, n] = rms_norm(x) weight^T. Scratch: gate_up, normed. */
+int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, void *normed, const void *x,
+                               const void *norm, const msgl_weight *weight, int32_t tokens, float epsilon,
+                               int32_t dtype);
+}
 
 #endif

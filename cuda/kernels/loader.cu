@@ -2,6 +2,7 @@
 #include "loader.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,12 @@ namespace minisgl {
 
 File::File(const char *path) : path_(path), descriptor_(open(path, O_RDONLY | O_CLOEXEC)) {
   if (descriptor_ < 0) fail("%s: %s", path, strerror(errno));
+  struct stat status {};
+  if (fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(descriptor_);
+    fail("%s is not a file", path);
+  }
+  size_ = status.st_size;
 }
 
 File::~File() { close(descriptor_); }
@@ -26,12 +33,19 @@ void File::read(void *destination, int64_t bytes, int64_t offset) const {
     const ssize_t count = pread(descriptor_, cursor, static_cast<size_t>(bytes), offset);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail("%s: %s", path_.c_str(), strerror(errno));
-    if (count == 0) fail("%s: the file ends at byte %lld, before the tensor does", path_.c_str(),
-                         static_cast<long long>(offset));
+    if (count == 0) fail("%s ends at byte %lld, before the tensor does", path_.c_str(), static_cast<long long>(offset));
     cursor += count;
     offset += count;
     bytes -= count;
   }
+}
+
+void File::require(int64_t offset, int64_t rows, int64_t row_bytes, int64_t last_row) const {
+  // The same as offset + (rows - 1) * row_bytes + last_row <= size, without a sum that could overflow.
+  if (offset >= 0 && offset <= size_ && last_row <= size_ - offset &&
+      (rows == 1 || (rows - 1) <= (size_ - offset - last_row) / row_bytes))
+    return;
+  fail("%s ends at byte %lld, before the tensor does", path_.c_str(), static_cast<long long>(size_));
 }
 
 void File::prefetch(int64_t offset, int64_t bytes) const {
@@ -104,10 +118,13 @@ Loader::~Loader() {
 }
 
 void Loader::add(Load load) {
+  require_conversion(load.dtype, load.destination_dtype);
   if (load.rows == 0) return;
   const int64_t row = payload(load);
-  if (load.row_bytes < row && load.rows > 1) fail("row_bytes %lld is less than a row's %lld bytes",
-                                                  static_cast<long long>(load.row_bytes), static_cast<long long>(row));
+  if (load.row_bytes < row)
+    fail("rows lie %lld bytes apart, and %lld are needed", static_cast<long long>(load.row_bytes),
+         static_cast<long long>(row));
+  load.file->require(load.offset, load.rows, load.row_bytes, row);
   const int64_t step = std::max<int64_t>(1, piece_bytes / std::max(row, reads_through(load) ? load.row_bytes : row));
   if (span(load, 1) > piece_bytes) fail("a row of %lld bytes is too long to load", static_cast<long long>(row));
   load.file->prefetch(load.offset, (load.rows - 1) * load.row_bytes + row);

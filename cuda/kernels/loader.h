@@ -28,10 +28,13 @@ class File {
   File &operator=(const File &) = delete;
   void read(void *destination, int64_t bytes, int64_t offset) const;  // throws on an error or a file too short
   void prefetch(int64_t offset, int64_t bytes) const;                 // asks for read-ahead
+  /* Throws where the file does not hold that many rows, of which the last takes last_row bytes. */
+  void require(int64_t offset, int64_t rows, int64_t row_bytes, int64_t last_row) const;
 
  private:
   std::string path_;
   int descriptor_;
+  int64_t size_ = 0;
 };
 
 /* rows of `columns` values of `dtype`, row_bytes apart from `offset` on, to destination [rows, columns]. */

@@ -11,9 +11,10 @@ using namespace minisgl;
 namespace {
 
 struct DeviceMemory : Owned {
-  explicit DeviceMemory(void *pointer) : pointer(pointer) {}
-  ~DeviceMemory() override { cudaFree(pointer); }
+  DeviceMemory(void *pointer, cudaStream_t stream) : pointer(pointer), stream(stream) {}
+  ~DeviceMemory() override { cudaFreeAsync(pointer, stream); }
   void *pointer;
+  cudaStream_t stream;
 };
 
 struct HostMemory : Owned {
@@ -49,21 +50,26 @@ void enqueue_random(msgl_device *device, void *destination, int64_t count, int32
 
 int32_t msgl_alloc(msgl_device *device, void **pointer, int64_t bytes) {
   return on_device(device, [&] {
+    refuse_in_capture(device, "allocating memory");
     void *memory = nullptr;
-    if (cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
+    if (cudaMallocAsync(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)), device->stream) != cudaSuccess) {
       cudaGetLastError();
       size_t left = 0, total = 0;
       cudaMemGetInfo(&left, &total);
-      fail("device memory: %.2f GiB were asked for and %.2f of %.2f GiB are left", bytes / 0x1p30, left / 0x1p30,
-           total / 0x1p30);
+      fail("device memory: %lld bytes (%.2f GiB) were asked for and %.2f of %.2f GiB are left",
+           static_cast<long long>(bytes), bytes / 0x1p30, left / 0x1p30, total / 0x1p30);
     }
-    device->owned.emplace(memory, std::make_unique<DeviceMemory>(memory));
+    device->owned.emplace(memory, std::make_unique<DeviceMemory>(memory, device->stream));
+    check(cudaStreamSynchronize(device->stream), "the device");  // loads come by other streams
     *pointer = memory;
   });
 }
 
 int32_t msgl_free(msgl_device *device, void *pointer) {
-  return on_device(device, [&] { device->release(pointer); });  // cudaFree waits for what is enqueued
+  return on_device(device, [&] {
+    refuse_in_capture(device, "freeing memory");
+    device->release(pointer);
+  });
 }
 
 int32_t msgl_host_alloc(msgl_device *device, void **pointer, int64_t bytes) {
@@ -79,6 +85,7 @@ int32_t msgl_host_alloc(msgl_device *device, void **pointer, int64_t bytes) {
 
 int32_t msgl_host_free(msgl_device *device, void *pointer) {
   return on_device(device, [&] {
+    refuse_in_capture(device, "freeing memory");
     check(cudaStreamSynchronize(device->stream), "the device");  // a copy may still use it
     device->release(pointer);
   });

@@ -5,17 +5,17 @@
  *
  *   row:   | v0 v1 v2 ... |   sum of squares over the block   | v0 * r * w0, v1 * r * w1, ... |
  */
+#include "linear.h"
 #include "vector.cuh"
 
 using namespace minisgl;
 
 namespace {
 
-constexpr int max_vectors = 4;  // a thread: rows of up to 4 * 1024 threads * 8 values
+constexpr int max_vectors = 4;  // a thread: rows of up to 4 * 1024 threads * 8 values, or 4096 odd ones
 
-template <class T, bool Add>
+template <class T, class V, bool Add>
 __global__ void __launch_bounds__(1024) rms_norm_kernel(T *out, T *residual, const T *x, const T *weight, int size, float epsilon) {
-  using V = Vector<T>;
   __shared__ float scratch[32];
   dependency_trigger();  // at once, since what follows a norm is a product that fetches weights while it waits
   const int vectors = size / V::size;
@@ -57,28 +57,33 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(T *out, T *residual, con
 }
 
 template <bool Add>
-void enqueue_rms_norm(msgl_device *device, void *out, void *residual, const void *x, const void *weight, int tokens,
+void enqueue(msgl_device *device, void *out, void *residual, const void *x, const void *weight, int tokens,
                       int size, float epsilon, int32_t dtype) {
   dispatch_half(dtype, [&](auto *type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (size % Vector<T>::size != 0 || size > max_vectors * 1024 * Vector<T>::size)
-      fail("rms_norm: size %d is not a multiple of 8 up to 32768", size);
-    const int threads = std::min(1024, static_cast<int>(ceil_div(size / Vector<T>::size, 32) * 32));
-    launch(device, Follow::dependent, rms_norm_kernel<T, Add>, tokens, threads, 0, static_cast<T *>(out),
-           static_cast<T *>(residual), static_cast<const T *>(x), static_cast<const T *>(weight), size, epsilon);
+    dispatch_vector<T>(size, [&](auto *vector) {
+      using V = std::remove_pointer_t<decltype(vector)>;
+      if (size > max_vectors * 1024 * V::size) fail("rms_norm: rows of %d values are too long", size);
+      const int threads = std::min(1024, static_cast<int>(ceil_div(size / V::size, 32) * 32));
+      launch(device, Follow::dependent, rms_norm_kernel<T, V, Add>, tokens, threads, 0, static_cast<T *>(out),
+             static_cast<T *>(residual), static_cast<const T *>(x), static_cast<const T *>(weight), size, epsilon);
+    });
   });
 }
 
 }  // namespace
 
+void minisgl::enqueue_rms_norm(msgl_device *device, void *out, const void *x, const void *weight, int tokens, int size,
+                               float epsilon, int32_t dtype) {
+  enqueue<false>(device, out, nullptr, x, weight, tokens, size, epsilon, dtype);
+}
+
 int32_t msgl_rms_norm(msgl_device *device, void *out, const void *x, const void *weight, int32_t tokens, int32_t size,
                       float epsilon, int32_t dtype) {
-  return on_device(
-      device, [&] { enqueue_rms_norm<false>(device, out, nullptr, x, weight, tokens, size, epsilon, dtype); });
+  return on_device(device, [&] { enqueue_rms_norm(device, out, x, weight, tokens, size, epsilon, dtype); });
 }
 
 int32_t msgl_add_rms_norm(msgl_device *device, void *out, void *residual, const void *x, const void *weight,
                           int32_t tokens, int32_t size, float epsilon, int32_t dtype) {
-  return on_device(
-      device, [&] { enqueue_rms_norm<true>(device, out, residual, x, weight, tokens, size, epsilon, dtype); });
+  return on_device(device, [&] { enqueue<true>(device, out, residual, x, weight, tokens, size, epsilon, dtype); });
 }

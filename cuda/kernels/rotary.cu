@@ -3,7 +3,7 @@
  * heads, rotary embedding (Su et al., 2021; half-split pairs), queries to q, keys and values to their cache rows.
  *
  * A row of qkv:  | query heads | key heads | value heads |, each head of head_dim values, in vectors of 8.
- * A head is the work of `Lanes` lanes. Lane j holds two vectors, which rotate against each other:
+ * Where sizes are multiples of 16, a head is the work of `Lanes` lanes. Lane j holds two vectors, which rotate against each other:
  *
  *   |  0 .. rotary / 2  |  rotary / 2 .. rotary  |     rest     |
  *      j                   j + pairs                pairs of neighbours for the lanes after those, left as they are
@@ -24,6 +24,15 @@ struct RotaryStore {
   int heads, kv_heads, head_dim, rotary_dim;
   float epsilon;
 };
+
+/* Where a head of a token goes: to q, or to its row of a cache. */
+template <class T>
+DEVICE T *destination_of(const RotaryStore &a, int64_t token, int head) {
+  if (head < a.heads) return static_cast<T *>(a.q) + (token * a.heads + head) * a.head_dim;
+  const int kv_head = (head - a.heads) % a.kv_heads;
+  T *cache = static_cast<T *>(head < a.heads + a.kv_heads ? a.k_cache : a.v_cache);
+  return cache + (static_cast<int64_t>(a.cache_rows[token]) * a.kv_heads + kv_head) * a.head_dim;
+}
 
 template <class T, int Lanes>
 __global__ void rotary_store_kernel(const RotaryStore a) {
@@ -83,19 +92,40 @@ __global__ void rotary_store_kernel(const RotaryStore a) {
     }
   }
 
-  T *destination;
-  if (is_query) {
-    destination = static_cast<T *>(a.q) + (token * a.heads + head) * a.head_dim;
-  } else {
-    const int kv_head = head - a.heads - (is_key ? 0 : a.kv_heads);
-    T *cache = static_cast<T *>(is_key ? a.k_cache : a.v_cache);
-    destination = cache + (static_cast<int64_t>(a.cache_rows[token]) * a.kv_heads + kv_head) * a.head_dim;
-  }
+  T *destination = destination_of<T>(a, token, head);
   V u, v;
 #pragma unroll
   for (int i = 0; i < V::size; i++) u.value[i] = from_float<T>(x[i]), v.value[i] = from_float<T>(y[i]);
   u.store(destination + first * V::size);
   v.store(destination + second * V::size);
+}
+
+/* The same for heads of any size: a warp has a head, a lane every 32nd value of it. */
+template <class T>
+__global__ void rotary_store_any_kernel(const RotaryStore a) {
+  dependency_wait();
+  dependency_trigger();
+  const int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  if (item >= a.items) return;
+  const int lane = threadIdx.x % 32, row_heads = a.heads + 2 * a.kv_heads, half = a.rotary_dim / 2;
+  const int64_t token = item / row_heads;
+  const int head = static_cast<int>(item % row_heads);
+  const bool is_query = head < a.heads, is_value = head >= a.heads + a.kv_heads;
+  const T *source = static_cast<const T *>(a.qkv) + item * a.head_dim;
+  const T *norm = static_cast<const T *>(is_query ? a.q_norm : a.k_norm);
+  const bool normalizes = !is_value && norm != nullptr;
+  float squares = 0.f;
+  for (int i = lane; i < a.head_dim; i += 32) squares += to_float(source[i]) * to_float(source[i]);
+  const float scale = normalizes ? rsqrtf(warp_sum(squares) / a.head_dim + a.epsilon) : 1.f;
+  const auto value = [&](int i) { return to_float(source[i]) * scale * (normalizes ? to_float(norm[i]) : 1.f); };
+  const float *cosines = a.rotary + static_cast<int64_t>(a.positions[token]) * a.rotary_dim, *sines = cosines + half;
+  T *destination = destination_of<T>(a, token, head);
+  for (int i = lane; i < a.head_dim; i += 32) {
+    float result = value(i);
+    if (!is_value && i < half) result = result * cosines[i] - value(i + half) * sines[i];
+    else if (!is_value && i < 2 * half) result = result * cosines[i - half] + value(i - half) * sines[i - half];
+    destination[i] = from_float<T>(result);
+  }
 }
 
 template <class T, int Lanes>
@@ -113,14 +143,17 @@ int32_t msgl_rotary_store(msgl_device *device, void *q, void *k_cache, void *v_c
                           int32_t rotary_dim, float epsilon, int32_t dtype, int32_t cache_dtype) {
   return on_device(device, [&] {
     if (dtype != cache_dtype) fail("rotary_store: the cache must have the activations' dtype");
-    if (head_dim % 16 != 0 || rotary_dim % 16 != 0 || rotary_dim > head_dim || head_dim > 512)
-      fail("rotary_store: head_dim %d and rotary_dim %d must be multiples of 16, at most 512", head_dim, rotary_dim);
+    if (rotary_dim % 2 != 0 || rotary_dim > head_dim)
+      fail("rotary_store: rotary_dim %d must be even and at most head_dim %d", rotary_dim, head_dim);
     if ((q_norm == nullptr) != (k_norm == nullptr)) fail("rotary_store: q_norm and k_norm go together");
     const RotaryStore arguments{q,      k_cache, v_cache, qkv, positions, cache_rows, rotary,
                                 q_norm, k_norm,  static_cast<int64_t>(tokens) * (heads + 2 * kv_heads),
                                 heads,  kv_heads, head_dim, rotary_dim, epsilon};
     dispatch_half(dtype, [&](auto *type) {
       using T = std::remove_pointer_t<decltype(type)>;
+      if (head_dim % 16 != 0 || rotary_dim % 16 != 0 || head_dim > 512)
+        return launch(device, Follow::dependent, rotary_store_any_kernel<T>,
+                      static_cast<unsigned>(ceil_div(arguments.items * 32, 128)), 128, 0, arguments);
       if (head_dim <= 64) return enqueue<T, 4>(device, arguments);
       if (head_dim <= 128) return enqueue<T, 8>(device, arguments);
       if (head_dim <= 256) return enqueue<T, 16>(device, arguments);

@@ -30,11 +30,11 @@ __global__ void sample_kernel(const Sampling s, Scratch *scratch) {
 
   const int part = static_cast<int>(ceil_div(ceil_div(s.vocabulary, gridDim.y), 4) * 4);
   const int begin = min(s.vocabulary, static_cast<int>(blockIdx.y) * part), end = min(s.vocabulary, begin + part);
-  const float inverse_temperature = 1.f / row.temperature;
+  const Draw draw(row);
   uint64_t best = 0;
   for_each_logit(s.logits + static_cast<int64_t>(index) * s.vocabulary, begin, end, [&](int id, float logit) {
     if (Random && row.temperature > 0.f)
-      best = max(best, draw(row, inverse_temperature, logit, id, best));
+      best = max(best, draw(logit, id, best));
     else
       best = max(best, candidate(logit, id));
   });

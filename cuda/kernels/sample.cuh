@@ -48,17 +48,48 @@ DEVICE uint64_t block_best(uint64_t best, uint64_t *scratch) {
 }
 
 /*
- * The candidate of an id in the Gumbel-max draw, or 0 where it cannot beat `best`. The noise -log(-log(u)) exceeds d only
- * if u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; d is rounded down to be safe.
+ * Draws for one row. The keys of Philox's rounds are kept: they are the same for every id, and the draw is bound by integer
+ * arithmetic.
  */
-DEVICE uint64_t draw(const msgl_sampling &row, float inverse_temperature, float logit, int id, uint64_t best) {
-  const float scaled = logit * inverse_temperature;
-  const float missing = ordered_value(best) - scaled - 0.01f - 1e-6f * fabsf(scaled);
-  if (missing > 16.7f) return 0;  // the largest noise is 16.64
-  const float u = sampling_uniform(row.seed_low, row.seed_high, id, row.position);
-  if (1.f - u > __expf(-missing)) return 0;
-  return candidate(logit / row.temperature + gumbel_noise(u), id);
-}
+struct Draw {
+  float temperature, inverse_temperature;
+  uint32_t position, low[10], high[10];
+
+  DEVICE explicit Draw(const msgl_sampling &row)
+      : temperature(row.temperature), inverse_temperature(1.f / row.temperature), position(row.position) {
+    constexpr uint32_t step_low = kPhiloxKeys[0], step_high = kPhiloxKeys[1];
+#pragma unroll
+    for (int i = 0; i < 10; i++) low[i] = row.seed_low + i * step_low, high[i] = row.seed_high + i * step_high;
+  }
+
+  /* sampling_uniform of philox.h. */
+  DEVICE float uniform(uint32_t id) const {
+    constexpr uint32_t factor_a = kPhiloxFactors[0], factor_b = kPhiloxFactors[1];
+    uint32_t x = id, y = position, z = 0, w = 0;
+#pragma unroll
+    for (int i = 0; i < 10; i++) {
+      const uint64_t a = uint64_t{factor_a} * x, b = uint64_t{factor_b} * z;
+      x = static_cast<uint32_t>(b >> 32) ^ y ^ low[i];
+      y = static_cast<uint32_t>(b);
+      z = static_cast<uint32_t>(a >> 32) ^ w ^ high[i];
+      w = static_cast<uint32_t>(a);
+    }
+    return open_uniform(x);
+  }
+
+  /*
+   * The candidate of an id in the Gumbel-max draw, or 0 where it cannot beat `best`. The noise -log(-log(u)) exceeds d
+   * only if u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; d is rounded down to be safe.
+   */
+  DEVICE uint64_t operator()(float logit, int id, uint64_t best) const {
+    const float scaled = logit * inverse_temperature;
+    const float missing = ordered_value(best) - scaled - 0.01f - 1e-6f * fabsf(scaled);
+    if (missing > 16.7f) return 0;  // the largest noise is 16.64
+    const float u = uniform(id);
+    if (1.f - u > __expf(-missing)) return 0;
+    return candidate(logit / temperature + gumbel_noise(u), id);
+  }
+};
 
 /* Calls f(id, logit) for this thread's share of ids begin .. end - 1, in rising order. */
 template <class F>

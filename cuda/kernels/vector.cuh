@@ -57,19 +57,26 @@ DEVICE f16 from_float<f16>(float x) {
   return __float2half_rn(x);
 }
 
-/* 16 bytes: 8 values of bf16 or f16, loaded and stored at once. */
-template <class T>
-struct alignas(16) Vector {
-  static constexpr int size = 16 / sizeof(T);
+/* Consecutive values, loaded and stored at once: 16 bytes of bf16 or f16, or, where rows are not multiples of that, one. */
+template <class T, int Size = 16 / sizeof(T)>
+struct alignas(Size * sizeof(T)) Vector {
+  static_assert(Size == 1 || Size * sizeof(T) == 16);
+  static constexpr int size = Size;
   T value[size];
 
   DEVICE static Vector load(const T *source) {
     Vector v;
-    *reinterpret_cast<uint4 *>(&v) = *reinterpret_cast<const uint4 *>(source);
+    if constexpr (Size == 1)
+      v.value[0] = *source;
+    else
+      *reinterpret_cast<uint4 *>(&v) = *reinterpret_cast<const uint4 *>(source);
     return v;
   }
   DEVICE void store(T *destination) const {
-    *reinterpret_cast<uint4 *>(destination) = *reinterpret_cast<const uint4 *>(this);
+    if constexpr (Size == 1)
+      *destination = value[0];
+    else
+      *reinterpret_cast<uint4 *>(destination) = *reinterpret_cast<const uint4 *>(this);
   }
 };
 
@@ -88,6 +95,13 @@ DEVICE float block_sum(float value, float *scratch) {
   __syncthreads();
   const int lane = threadIdx.x % 32;
   return warp_sum(lane < warps ? scratch[lane] : 0.f);
+}
+
+/* Calls f with a null pointer to the widest Vector of T in which rows of `size` values can be cut. */
+template <class T, class F>
+void dispatch_vector(int64_t size, F f) {
+  if (size % Vector<T>::size == 0) return f(static_cast<Vector<T> *>(nullptr));
+  f(static_cast<Vector<T, 1> *>(nullptr));
 }
 
 /* Calls f with a null T* of the dtype's C type. */
