@@ -1,7 +1,7 @@
 import { type Architecture, checkHeads } from "./config.ts";
 import type { GgufFile, GgufTensor, GgufValue } from "./gguf.ts";
 import { PositionedFile } from "./read.ts";
-import { llama3FromFactors, stretchedLength, yarnScale } from "./rope.ts";
+import { stretchedLength, yarnScale } from "./rope.ts";
 import { refuseOverlaps } from "./safetensors.ts";
 import { CheckpointError, type ModelConfig, type RopeScaling, type TensorInfo } from "./types.ts";
 
@@ -156,7 +156,7 @@ export function ggufConfig(file: GgufFile, metadata: Metadata, tensors: Readonly
   }
   const trained = metadata.size("context_length", 2 ** 30);
   const ropeTheta = metadata.parameter("rope.freq_base") ?? 10000;
-  const ropeScaling = readScaling(file, metadata, ropeTheta, trained);
+  const ropeScaling = readScaling(file, metadata, headDim, trained);
   const stretched = stretchedLength(trained, ropeScaling);
   const slidingWindow = metadata.parameter("attention.sliding_window") ?? 0;
   return {
@@ -199,7 +199,7 @@ function refuseUnsupported(metadata: Metadata): void {
   }
 }
 
-function readScaling(file: GgufFile, metadata: Metadata, theta: number, trained: number): RopeScaling {
+function readScaling(file: GgufFile, metadata: Metadata, headDim: number, trained: number): RopeScaling {
   const type = metadata.string(`${metadata.architecture}.rope.scaling.type`) ?? "none";
   const parameter = (name: string) => metadata.parameter(`rope.scaling.${name}`);
   const factor = parameter("factor") ?? metadata.parameter("rope.scale_linear") ?? 1;
@@ -210,12 +210,7 @@ function readScaling(file: GgufFile, metadata: Metadata, theta: number, trained:
         `${metadata.path}: ${ROPE_FACTORS} together with rope.scaling.type ${type} is not supported`,
       );
     }
-    return llama3FromFactors(
-      readFloats(factors, metadata.path),
-      theta,
-      parameter("original_context_length"),
-      metadata.path,
-    );
+    return readFactors(factors, headDim, metadata.path);
   }
   if (type === "none" || (type === "linear" && factor === 1)) return { type: "none" };
   if (!(factor > 0)) throw new CheckpointError(`${metadata.path}: rope.scaling.factor ${factor} must be above 0`);
@@ -236,11 +231,15 @@ function readScaling(file: GgufFile, metadata: Metadata, theta: number, trained:
   };
 }
 
-function readFloats(tensor: GgufTensor, path: string): Float32Array {
-  if (tensor.type !== "F32" || tensor.bytes > 1 << 16) throw new CheckpointError(`${path}: ${tensor.name} must be F32`);
+function readFactors(tensor: GgufTensor, headDim: number, path: string): RopeScaling {
+  if (tensor.type !== "F32" || tensor.bytes !== 2 * headDim) {
+    throw new CheckpointError(`${path}: ${tensor.name} must be F32 [${headDim / 2}]`);
+  }
   const file = new PositionedFile(path);
   try {
-    return new Float32Array(file.read(tensor.offset, tensor.bytes).buffer);
+    const factors = new Float32Array(file.read(tensor.offset, tensor.bytes).buffer);
+    if (factors.every((factor) => factor > 0 && factor < Number.POSITIVE_INFINITY)) return { type: "factors", factors };
+    throw new CheckpointError(`${path}: ${tensor.name} holds a factor that is not above 0`);
   } finally {
     file.close();
   }

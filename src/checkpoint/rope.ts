@@ -115,38 +115,3 @@ export function stretchedLength(maxPosition: number, scaling: RopeScaling): numb
   if (scaling.type !== "yarn") return maxPosition;
   return Math.max(maxPosition, Math.floor(scaling.originalMaxPosition * scaling.factor));
 }
-
-/**
- * Finds the llama3 scaling behind the `rope_freqs.weight` of a GGUF: what each frequency is divided by.
- * Only the ratios of the scaling's parameters show in it, so one of the families in use is looked for.
- * @param factors [head_dim / 2]
- */
-export function llama3FromFactors(
-  factors: Float32Array,
-  theta: number,
-  originalMaxPosition: number | undefined,
-  file: string,
-): RopeScaling {
-  const factor = Math.max(...factors);
-  if (factors.every((f) => f === 1)) return { type: "none" };
-  const originals = originalMaxPosition === undefined ? [8192, 4096, 2048, 16384, 32768] : [originalMaxPosition];
-  for (const original of originals) {
-    for (const [low, high] of [[1, 4] as const, [1, 32] as const]) {
-      const expected = llama3Factors(factors.length, theta, factor, low, high, original);
-      if (expected.every((f, i) => Math.abs(f - factors[i]) <= 1e-4 * f)) {
-        return { type: "llama3", factor, lowFreqFactor: low, highFreqFactor: high, originalMaxPosition: original };
-      }
-    }
-  }
-  throw new CheckpointError(`${file}: rope_freqs.weight is no llama3 rotary scaling, the only kind supported here`);
-}
-
-function llama3Factors(count: number, theta: number, factor: number, low: number, high: number, original: number) {
-  return Array.from({ length: count }, (_, i) => {
-    const wavelength = 2 * Math.PI * theta ** (i / count);
-    if (wavelength < original / high) return 1;
-    if (wavelength > original / low) return factor;
-    const smooth = (original / wavelength - low) / (high - low);
-    return 1 / ((1 - smooth) / factor + smooth);
-  });
-}

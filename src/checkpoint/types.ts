@@ -27,6 +27,8 @@ export type RopeScaling =
   | { type: "none" }
   | { type: "linear"; factor: number }
   | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; originalMaxPosition: number }
+  /** GGUF's form of llama3: what the frequency of each pair of dimensions is divided by, [head_dim / 2]. */
+  | { type: "factors"; factors: Float32Array }
   | {
       type: "yarn";
       factor: number;

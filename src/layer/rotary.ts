@@ -22,6 +22,8 @@ function scale(frequency: number, pair: number, config: ModelConfig, scaling: Ro
       return frequency;
     case "linear":
       return f32(frequency) / scaling.factor;
+    case "factors":
+      return f32(frequency) / (scaling.factors[pair] as number);
     case "llama3": {
       const { factor, lowFreqFactor, highFreqFactor, originalMaxPosition } = scaling;
       const waves = originalMaxPosition / ((2 * Math.PI) / f32(frequency));

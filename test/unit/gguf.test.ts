@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
-import { CheckpointError, type RopeScaling } from "../../src/checkpoint/types.ts";
+import { CheckpointError } from "../../src/checkpoint/types.ts";
 import {
   type GgufTensorSpec,
   GgufType,
@@ -159,19 +159,9 @@ describe("rotary scaling", () => {
     const keys = Object.entries(metadata).map(([key, value]) => [`llama.rope.scaling.${key}`, value]);
     return (await openModel(Object.fromEntries(keys), tensors)).config.ropeScaling;
   };
-  /** As llama.cpp's converter computes rope_freqs.weight, for heads of 64 and base 500000. */
-  const factors = (factor: number, original = 8192): GgufTensorSpec => {
-    const values = Float32Array.from({ length: 32 }, (_, i) => {
-      const wavelength = 2 * Math.PI * 500000 ** (i / 32);
-      if (wavelength < original / 4) return 1;
-      if (wavelength > original) return factor;
-      const smooth = (original / wavelength - 1) / 3;
-      return 1 / ((1 - smooth) / factor + smooth);
-    });
-    return { name: "rope_freqs.weight", dimensions: [32], data: new Uint8Array(values.buffer) };
-  };
-  const llama3 = (factor: number, originalMaxPosition = 8192): RopeScaling => {
-    return { type: "llama3", factor, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPosition };
+  const factors = (...values: number[]): GgufTensorSpec => {
+    const data = new Uint8Array(Float32Array.from(values).buffer);
+    return { name: "rope_freqs.weight", dimensions: [values.length], data };
   };
 
   test("by keys", async () => {
@@ -190,12 +180,13 @@ describe("rotary scaling", () => {
     );
   });
 
-  test("llama3's is found in rope_freqs.weight", async () => {
-    expect(await scaling({}, [factors(32)])).toEqual(llama3(32));
-    expect(await scaling({}, [factors(8)])).toEqual(llama3(8));
-    expect(await scaling({ original_context_length: 1234 }, [factors(8, 1234)])).toEqual(llama3(8, 1234));
-    expect(await scaling({}, [factors(1)])).toEqual({ type: "none" });
-    expect(await refuse(scaling({}, [factors(8, 5000)]))).toContain("no llama3 rotary scaling");
+  test("by the factors of rope_freqs.weight, for heads of 4", async () => {
+    expect(await scaling({}, [factors(1, 5.5)])).toEqual({ type: "factors", factors: Float32Array.of(1, 5.5) });
+    expect(await refuse(scaling({}, [factors(1, 2, 3)]))).toContain("rope_freqs.weight must be F32 [2]");
+    for (const bad of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
+      expect(await refuse(scaling({}, [factors(1, bad)]))).toContain("a factor that is not above 0");
+    }
+    expect(await refuse(scaling({ type: "linear", factor: 2 }, [factors(1, 2)]))).toContain("is not supported");
   });
 });
 
