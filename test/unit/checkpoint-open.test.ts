@@ -248,6 +248,16 @@ describe("names", () => {
     expect(message).toContain("Downloading is not available yet");
   });
 
+  test("a repository fetched by its revision has no refs/main: its only snapshot is meant", async () => {
+    const snapshots = "models--Org--Some-Model/snapshots";
+    const one = { [`${snapshots}/0123abc/config.json`]: config };
+    process.env.HF_HOME = makeFolder();
+    process.env.HF_HUB_CACHE = makeFolder(one);
+    expect((await open("Org/Some-Model", false)).path).toBe(join(process.env.HF_HUB_CACHE, snapshots, "0123abc"));
+    process.env.HF_HUB_CACHE = makeFolder({ ...one, [`${snapshots}/4567def/config.json`]: config });
+    expect(await refuse(open("Org/Some-Model", false))).toContain("model not found");
+  });
+
   test("a reference that leads out of the cache is not followed", async () => {
     process.env.HF_HUB_CACHE = makeFolder({ "models--a--b/refs/main": "../../..", "models--a--b/snapshots/x": "" });
     process.env.HF_HOME = makeFolder();
