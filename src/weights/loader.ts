@@ -24,14 +24,17 @@ function seedOf(name: string): number {
 }
 
 /**
- * Takes tensors by their Hugging Face names and queues their loading; finish() waits for it. With `dummy`, weights are
- * random functions of their names and norms are ones.
+ * Takes tensors by their Hugging Face names and makes room for them; finish() loads them, so that whatever is wrong with
+ * the checkpoint is said before any of it is read. With `dummy`, weights are random functions of their names and norms
+ * are ones.
  */
 export class WeightLoader {
   private readonly files = new Map<string, WeightFile>();
   private readonly taken = new Set<string>();
-  /** Bytes of the checkpoint that have been queued. */
-  private queued = 0;
+  /** What finish() queues on the device. */
+  private readonly loads: (() => void)[] = [];
+  /** Bytes of the checkpoint that these loads read. */
+  private toRead = 0;
   /** Device memory of all weights. */
   bytes = 0;
 
@@ -58,18 +61,23 @@ export class WeightLoader {
     const weight = new Weight(this.device, parts, columns);
     let row = 0;
     for (const info of infos) {
-      this.loadRows(weight, row, info);
+      const first = row;
+      this.loads.push(() => this.loadRows(weight, first, info));
       row += info.shape[0] as number;
     }
-    this.bytes += weight.bytes;
+    this.count(weight.bytes);
     return weight;
   }
 
   /** A norm's weight [size], in the activations' type. */
   norm(name: string, size: number): Tensor {
     const tensor = this.vector(size);
-    if (this.dummy) this.device.upload(tensor.pointer, ones(this.activationType, size));
-    else this.loadVector(tensor, this.take(name, [size]));
+    if (this.dummy) {
+      this.loads.push(() => this.device.upload(tensor.pointer, ones(this.activationType, size)));
+    } else {
+      const info = this.take(name, [size]);
+      this.loads.push(() => this.loadVector(tensor, info));
+    }
     return tensor;
   }
 
@@ -79,14 +87,18 @@ export class WeightLoader {
     let at = 0;
     for (const { name, rows } of sources) {
       const part = new Tensor(advance(tensor.pointer, bytesOf(tensor.dtype, at)), tensor.dtype, [rows]);
-      if (this.dummy) this.device.random(part, seedOf(name), 0.1);
-      else this.loadVector(part, this.take(name, [rows]));
+      if (this.dummy) {
+        this.loads.push(() => this.device.random(part, seedOf(name), 0.1));
+      } else {
+        const info = this.take(name, [rows]);
+        this.loads.push(() => this.loadVector(part, info));
+      }
       at += rows;
     }
     return tensor;
   }
 
-  /** Waits for all loads. @throws CheckpointError naming tensors that no layer asked for. */
+  /** Loads all that was taken, and waits for it. @throws CheckpointError naming a tensor that no layer asked for. */
   async finish(onProgress: (done: number, total: number) => void): Promise<void> {
     for (const name of this.checkpoint.tensors.keys()) {
       if (!this.dummy && !this.taken.has(name) && !ignored.some((pattern) => pattern.test(name))) {
@@ -96,9 +108,10 @@ export class WeightLoader {
         );
       }
     }
+    for (const load of this.loads.splice(0)) load();
     for (;;) {
       const { bytes, done } = this.device.loadProgress(50);
-      onProgress(bytes, this.queued);
+      onProgress(bytes, this.toRead);
       if (done) break;
       await Bun.sleep(0);
     }
@@ -122,7 +135,7 @@ export class WeightLoader {
       );
     }
     this.taken.add(name);
-    this.queued += info.bytes;
+    this.toRead += info.bytes;
     return info;
   }
 
@@ -130,6 +143,16 @@ export class WeightLoader {
   private storage(info: TensorInfo): DType {
     const stored = DType[info.type];
     return stored >= DType.Q8_0 && this.properties.keeps(stored) ? stored : this.dtype;
+  }
+
+  /** A CPU takes memory when it is written: too much would be noticed by the kernel, which kills, and not by us. */
+  private count(bytes: number): void {
+    this.bytes += bytes;
+    const { freeMemory, name } = this.properties;
+    if (this.bytes <= freeMemory) return;
+    throw new Error(
+      `too little memory: the weights take more than the ${(freeMemory / 1e9).toFixed(1)} GB that are free (${name})`,
+    );
   }
 
   private open(path: string): WeightFile {
@@ -142,7 +165,7 @@ export class WeightLoader {
 
   private vector(size: number): Tensor {
     const tensor = this.device.tensor(this.activationType, [size]);
-    this.bytes += tensor.bytes;
+    this.count(tensor.bytes);
     return tensor;
   }
 
@@ -187,8 +210,9 @@ export class WeightLoader {
     const rows = sources.reduce((sum, source) => sum + source.rows, 0);
     const weight = new Weight(this.device, [{ rows, dtype: this.dtype }], columns);
     // Uniform in +-sqrt(3 / columns) has a gain of 1, so that activations neither vanish nor explode.
-    weight.random(seedOf(sources.map(({ name }) => name).join()), Math.sqrt(3 / columns));
-    this.bytes += weight.bytes;
+    const seed = seedOf(sources.map(({ name }) => name).join());
+    this.loads.push(() => weight.random(seed, Math.sqrt(3 / columns)));
+    this.count(weight.bytes);
     return weight;
   }
 }
