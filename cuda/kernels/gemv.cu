@@ -44,12 +44,12 @@ struct Gemv {
 };
 
 /* Shared memory: stages of W, [stage][slice][half chunk][lane]; of the norm's weights, [stage][warp][chunk]; of x,
- * [stage][half chunk][lane] or, for one token, [stage][warp][half chunk][4]; squares of x, [warp][token]; partial sums,
+ * [stage][half chunk][lane] or, for one token, [stage][warp][chunk]; squares of x, [warp][token]; partial sums,
  * [buffer][warp][token][row]. */
 template <int Slices, int Tokens>
 struct Layout {
   static constexpr int w_stage = Slices * 2 * slot_bytes;
-  static constexpr int x_stage = Tokens == 1 ? warps * 2 * 4 * 16 : 2 * slot_bytes;
+  static constexpr int x_stage = Tokens == 1 ? warps * chunk * 2 : 2 * slot_bytes;
   static constexpr int norm_stage = warps * chunk * 2, stage = w_stage + norm_stage + x_stage;
   static constexpr int rows = Slices * slice_rows;
   static constexpr int sums = warps * rows * Tokens;  // floats of one buffer
@@ -59,31 +59,39 @@ struct Layout {
 };
 
 /* A block's slices, cut into groups as even as can be; pairs of gate and up stay together. */
-template <int Slices, bool Gated>
+template <int Slices, int Stages, bool Gated>
 struct Groups {
   static constexpr int unit = Gated ? 2 : 1;
   int first, units, count;
 
   DEVICE explicit Groups(const Gemv &a) {
-    const int64_t all = a.slices / unit;
-    first = static_cast<int>(blockIdx.x * all / gridDim.x);
-    units = static_cast<int>((blockIdx.x + 1) * all / gridDim.x) - first;
-    count = (units * unit + Slices - 1) / Slices;
+    const int all = a.slices / unit, block = blockIdx.x, blocks = gridDim.x;
+    if (Stages == 0) {  // one group a block
+      first = block * (Slices / unit);
+      units = min(Slices / unit, all - first);
+      count = 1;
+    } else {
+      first = block * all / blocks;
+      units = (block + 1) * all / blocks - first;
+      count = (units * unit + Slices - 1) / Slices;
+    }
   }
   /* The first slice of a group; that of group + 1 is where it ends. */
-  DEVICE int begin(int group) const { return unit * (first + group * units / count); }
+  DEVICE int begin(int group) const {
+    return unit * (first + (Stages == 0 ? group * units : group * units / count));
+  }
 };
 
 /* The walk of a warp over its chunks: chunk by chunk, then the next group. */
-template <int Slices, bool Gated>
+template <class Groups>
 struct Walk {
   int group, chunk_index, slice, end;
 
-  DEVICE Walk(const Groups<Slices, Gated> &groups, const Gemv &a, int warp) : group(0), chunk_index(warp) {
+  DEVICE Walk(const Groups &groups, const Gemv &a, int warp) : group(0), chunk_index(warp) {
     slice = groups.begin(0), end = groups.begin(1);
     if (warp >= a.chunks) group = groups.count;
   }
-  DEVICE void advance(const Groups<Slices, Gated> &groups, const Gemv &a, int warp) {
+  DEVICE void advance(const Groups &groups, const Gemv &a, int warp) {
     chunk_index += warps;
     if (chunk_index < a.chunks) return;
     chunk_index = warp;
@@ -92,18 +100,20 @@ struct Walk {
   }
 };
 
-/* Multiplies 8 values of x by the norm's weights and adds their squares to `squares`. */
+DEVICE __nv_bfloat162 multiply(__nv_bfloat162 a, __nv_bfloat162 b) { return __hmul2(a, b); }
+DEVICE __half2 multiply(__half2 a, __half2 b) { return __hmul2(a, b); }
+DEVICE float2 to_floats(__nv_bfloat162 a) { return __bfloat1622float2(a); }
+DEVICE float2 to_floats(__half2 a) { return __half22float2(a); }
+
+/* Multiplies two values of x by the norm's weights and adds their squares to `squares`. */
 template <class T>
-DEVICE void normalize(uint4 &x, uint4 weights, float &squares) {
-  Vector<T> values = *reinterpret_cast<const Vector<T> *>(&x);
-  const Vector<T> w = *reinterpret_cast<const Vector<T> *>(&weights);
-#pragma unroll
-  for (int i = 0; i < Vector<T>::size; i++) {
-    const float value = to_float(values.value[i]);
-    squares += value * value;
-    values.value[i] = from_float<T>(value * to_float(w.value[i]));
-  }
-  x = *reinterpret_cast<const uint4 *>(&values);
+DEVICE uint32_t normalize(uint32_t x, uint32_t weights, float &squares) {
+  using Pair = std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2>;
+  const Pair pair = *reinterpret_cast<const Pair *>(&x);
+  const float2 values = to_floats(pair);
+  squares += values.x * values.x + values.y * values.y;
+  const Pair product = multiply(pair, *reinterpret_cast<const Pair *>(&weights));
+  return *reinterpret_cast<const uint32_t *>(&product);
 }
 
 DEVICE float silu(float x) { return x / (1.f + __expf(-x)); }
@@ -117,18 +127,18 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
   const uint32_t w_ring = shared_address(shared) + threadIdx.x * 16;
   const uint32_t norm_ring = shared_address(shared) + a.stages * L::w_stage + warp * chunk * 2;
   const uint32_t x_ring = shared_address(shared) + a.stages * (L::w_stage + L::norm_stage) +
-                          (Tokens == 1 ? warp * 2 * 4 * 16 + t * 16 : threadIdx.x * 16);
+                          (Tokens == 1 ? warp * chunk * 2 : threadIdx.x * 16);
   float *warps_squares = reinterpret_cast<float *>(shared + a.stages * L::stage);
   float *sums = warps_squares + warps * Tokens;
-  constexpr int x_half = Tokens == 1 ? 4 * 16 : slot_bytes;  // bytes between the halves of a chunk of x
   dependency_trigger();
 
-  const Groups<Slices, Gated> groups(a);
+  using BlockGroups = Groups<Slices, Stages, Gated>;
+  const BlockGroups groups(a);
   const T *w_lane = static_cast<const T *>(a.w) + g * a.k + 8 * t;
   const T *x_lane = static_cast<const T *>(a.x) + g * a.k + 8 * t;
   const bool has_x = g < a.tokens;
 
-  const auto copy_w = [&](const Walk<Slices, Gated> &walk, int stage) {
+  const auto copy_w = [&](const Walk<BlockGroups> &walk, int stage) {
     const int from = walk.chunk_index * chunk;
     if (a.norm != nullptr && lane < 8)
       copy_async(norm_ring + stage * L::norm_stage + lane * 16, static_cast<const T *>(a.norm) + from + lane * 8);
@@ -142,16 +152,18 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
       copy_async(slot + slot_bytes, w_lane + row * a.k + from + chunk / 2);
     }
   };
-  const auto copy_x = [&](const Walk<Slices, Gated> &walk, int stage) {
-    if (!has_x) return;
-    const T *source = x_lane + walk.chunk_index * chunk;
+  const auto copy_x = [&](const Walk<BlockGroups> &walk, int stage) {
     const uint32_t slot = x_ring + stage * L::x_stage;
-    copy_async(slot, source);
-    copy_async(slot + x_half, source + chunk / 2);
+    if (Tokens == 1) {
+      if (lane < 8) copy_async(slot + lane * 16, static_cast<const T *>(a.x) + walk.chunk_index * chunk + lane * 8);
+    } else if (has_x) {
+      copy_async(slot, x_lane + walk.chunk_index * chunk);
+      copy_async(slot + slot_bytes, x_lane + walk.chunk_index * chunk + chunk / 2);
+    }
   };
 
-  const Walk<Slices, Gated> start(groups, a, warp);
-  Walk<Slices, Gated> ahead = start;
+  const Walk<BlockGroups> start(groups, a, warp);
+  Walk<BlockGroups> ahead = start;
   for (int stage = 0; stage < a.stages; stage++) {
     if (ahead.group < groups.count) {
       copy_w(ahead, stage);
@@ -177,13 +189,24 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
     for (int chunk_index = warp; chunk_index < a.chunks; chunk_index += warps) {
       // Groups of copies are W of all stages, x of all stages, then one a turn: the wait is the same in every turn.
       copy_wait<Stages == 0 ? 0 : Stages - 1>();
-      if (a.norm != nullptr) __syncwarp();  // its weights were copied by other lanes
+      const uint32_t x_slot = x_ring + stage * L::x_stage, norm_slot = norm_ring + stage * L::norm_stage;
+      if (Tokens == 1 || a.norm != nullptr) __syncwarp();  // other lanes copied a part
+      if (Tokens == 1 && a.norm != nullptr) {
+        const uint32_t x = load_shared_word(x_slot + lane * 4);
+        store_shared_word(x_slot + lane * 4, normalize<T>(x, load_shared_word(norm_slot + lane * 4), squares));
+        __syncwarp();
+      }
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         uint4 x = make_uint4(0, 0, 0, 0);
-        if (has_x) x = load_shared(x_ring + stage * L::x_stage + half * x_half);
-        if (a.norm != nullptr)
-          normalize<T>(x, load_shared(norm_ring + stage * L::norm_stage + half * chunk + t * 16), squares);
+        if (has_x) x = load_shared(Tokens == 1 ? x_slot + half * chunk + t * 16 : x_slot + half * slot_bytes);
+        if (Tokens > 1 && a.norm != nullptr) {
+          const uint4 weights = load_shared(norm_slot + half * chunk + t * 16);
+          x.x = normalize<T>(x.x, weights.x, squares);
+          x.y = normalize<T>(x.y, weights.y, squares);
+          x.z = normalize<T>(x.z, weights.z, squares);
+          x.w = normalize<T>(x.w, weights.w, squares);
+        }
 #pragma unroll
         for (int tile = 0; tile < tiles; tile++) {
           const uint32_t slot = w_ring + stage * L::w_stage + (tile * 4 + half) * slot_bytes;
@@ -193,7 +216,7 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
           mma<T>(c[tile], low.z, high.z, low.w, high.w, x.z, x.w);
         }
       }
-      if (a.norm != nullptr) __syncwarp();
+      if (Tokens == 1 || a.norm != nullptr) __syncwarp();
       if (ahead.group < groups.count) {
         copy_w(ahead, stage);
         copy_x(ahead, stage);
@@ -213,6 +236,8 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
     if (a.norm != nullptr && group == 0) {
       squares += __shfl_xor_sync(~0u, squares, 1);
       squares += __shfl_xor_sync(~0u, squares, 2);
+      if (Tokens == 1)
+        for (int offset = 4; offset < 32; offset <<= 1) squares += __shfl_xor_sync(~0u, squares, offset);
       if (t == 0 && g < Tokens) warps_squares[warp * Tokens + g] = squares;
     }
     __syncthreads();

@@ -30,14 +30,15 @@ __global__ void sample_kernel(const Sampling s, Scratch *scratch) {
 
   const int part = static_cast<int>(ceil_div(ceil_div(s.vocabulary, gridDim.y), 4) * 4);
   const int begin = min(s.vocabulary, static_cast<int>(blockIdx.y) * part), end = min(s.vocabulary, begin + part);
-  const Draw draw(row);
+  Draw draw(row, begin);
   uint64_t best = 0;
   for_each_logit(s.logits + static_cast<int64_t>(index) * s.vocabulary, begin, end, [&](int id, float logit) {
     if (Random && row.temperature > 0.f)
-      best = max(best, draw(logit, id, best));
+      draw(logit, id);
     else
       best = max(best, candidate(logit, id));
   });
+  if (Random && row.temperature > 0.f && begin < end) best = candidate(draw.best, draw.best_id);
   best = block_best(best, warps_best);
   if (threadIdx.x != 0) return;
   if (gridDim.y > 1) {

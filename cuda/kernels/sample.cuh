@@ -29,11 +29,6 @@ DEVICE uint32_t ordered(float value) {
 DEVICE uint64_t candidate(float value, int id) {
   return static_cast<uint64_t>(ordered(value)) << 32 | static_cast<uint32_t>(~id);
 }
-/* The value of a candidate; NaN, which compares false, for 0. */
-DEVICE float ordered_value(uint64_t candidate) {
-  const uint32_t bits = static_cast<uint32_t>(candidate >> 32);
-  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
-}
 DEVICE int candidate_id(uint64_t candidate) { return static_cast<int>(~static_cast<uint32_t>(candidate)); }
 
 /* The largest candidate of a block, in thread 0. scratch: 32 words of shared memory, of one use only. */
@@ -48,15 +43,18 @@ DEVICE uint64_t block_best(uint64_t best, uint64_t *scratch) {
 }
 
 /*
- * Draws for one row. The keys of Philox's rounds are kept: they are the same for every id, and the draw is bound by integer
- * arithmetic.
+ * The Gumbel-max draws of one row, of which the best is kept. The noise -log(-log(u)) exceeds d only if
+ * u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; what is left is bound by the integer arithmetic
+ * of Philox, so its rounds' keys, the same for every id, are kept in registers.
  */
 struct Draw {
-  float temperature, inverse_temperature;
+  float temperature, inverse_temperature, best = -INFINITY;
+  int best_id;
   uint32_t position, low[10], high[10];
 
-  DEVICE explicit Draw(const msgl_sampling &row)
-      : temperature(row.temperature), inverse_temperature(1.f / row.temperature), position(row.position) {
+  /* id: of any candidate, kept if all are minus infinity. */
+  DEVICE Draw(const msgl_sampling &row, int id)
+      : temperature(row.temperature), inverse_temperature(1.f / row.temperature), best_id(id), position(row.position) {
     constexpr uint32_t step_low = kPhiloxKeys[0], step_high = kPhiloxKeys[1];
 #pragma unroll
     for (int i = 0; i < 10; i++) low[i] = row.seed_low + i * step_low, high[i] = row.seed_high + i * step_high;
@@ -77,17 +75,15 @@ struct Draw {
     return open_uniform(x);
   }
 
-  /*
-   * The candidate of an id in the Gumbel-max draw, or 0 where it cannot beat `best`. The noise -log(-log(u)) exceeds d
-   * only if u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; d is rounded down to be safe.
-   */
-  DEVICE uint64_t operator()(float logit, int id, uint64_t best) const {
+  /* Draws for an id larger than those before. */
+  DEVICE void operator()(float logit, int id) {
     const float scaled = logit * inverse_temperature;
-    const float missing = ordered_value(best) - scaled - 0.01f - 1e-6f * fabsf(scaled);
-    if (missing > 16.7f) return 0;  // the largest noise is 16.64
+    const float missing = best - scaled - 0.01f - 1e-6f * fabsf(scaled);  // rounded down to be safe
+    if (missing > 16.7f) return;  // the largest noise is 16.64
     const float u = uniform(id);
-    if (1.f - u > __expf(-missing)) return 0;
-    return candidate(logit / temperature + gumbel_noise(u), id);
+    if (1.f - u > __expf(-missing)) return;
+    const float score = logit / temperature + gumbel_noise(u);
+    if (score > best) best = score, best_id = id;
   }
 };
 

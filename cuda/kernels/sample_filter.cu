@@ -174,13 +174,12 @@ __global__ void __launch_bounds__(threads) sample_filter_kernel(const Sampling s
   Kept kept;
   if (parameters.top_k > 0 && parameters.top_k < s.vocabulary) kept = select(row, kept, parameters.top_k, 0.f, shared);
   if (parameters.top_p < 1.f) kept = select(row, kept, 0, parameters.top_p, shared);
-  const Draw draw(parameters);
-  uint64_t best = 0;
+  Draw draw(parameters, 0);
   for_each_logit(row.logits, 0, row.vocabulary, [&](int id, float logit) {
     if (!row.keeps(kept, logit, id) || row.probability(logit) < parameters.min_p) return;
-    best = max(best, draw(logit, id, best));
+    draw(logit, id);
   });
-  best = block_best(best, shared.warps_best);
+  const uint64_t best = block_best(candidate(draw.best, draw.best_id), shared.warps_best);
   if (threadIdx.x == 0) write_token(s, index, parameters, candidate_id(best));
 }
 

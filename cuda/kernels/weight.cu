@@ -48,6 +48,7 @@ int32_t msgl_weight_load(msgl_device *device, msgl_weight *weight, msgl_file *fi
     if (row < 0 || rows < 0 || row + rows > weight->n)
       fail("rows %lld .. %lld are outside a weight of %lld rows", static_cast<long long>(row),
            static_cast<long long>(row + rows), static_cast<long long>(weight->n));
+    if (rows > 0) file->source.require(offset, rows, row_bytes, packed_bytes(dtype, weight->k));
     char *destination = weight->memory.get<char>() + row * weight->k * dtype_bytes(weight->dtype);
     device->loader->add(
         {&file->source, offset, row_bytes, rows, weight->k, dtype, destination, weight->dtype});
