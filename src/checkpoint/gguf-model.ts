@@ -182,6 +182,12 @@ export function ggufConfig(file: GgufFile, metadata: Metadata, tensors: Readonly
 
 /** Features that change what is computed and that no model here has. */
 function refuseUnsupported(metadata: Metadata): void {
+  const parts = metadata.number("split.count") ?? 1;
+  if (parts > 1) {
+    throw new CheckpointError(
+      `${metadata.path}: a model split into ${parts} files is not supported: join them with "llama-gguf-split --merge"`,
+    );
+  }
   const neutral: Record<string, number> = {
     expert_count: 0,
     logit_scale: 1,

@@ -137,6 +137,8 @@ describe("models", () => {
     );
     expect(await refuse(openModel({ "llama.expert_count": 8 }))).toContain("llama.expert_count 8");
     expect(await refuse(openModel({ "llama.rope.dimension_count": 2 }))).toContain("rope.dimension_count 2");
+    const split = ggufBytes({ ...llamaMetadata(), "split.count": 2 }, llamaTensors().slice(0, 5));
+    expect(await refuse(openBytes(split))).toContain("a model split into 2 files is not supported");
     expect(await refuse(openModel({ "llama.attention.head_count": 3 }))).toContain("hidden_size 8 is not a multiple");
     expect(await refuse(openModel({ "llama.attention.head_count_kv": [1, 2] }))).toContain("differs between layers");
     expect((await openModel({ "llama.attention.head_count_kv": [1, 1] })).config.numKvHeads).toBe(1);
