@@ -77,10 +77,12 @@ struct Owned {
 class Loader {
  public:
   explicit Loader(int threads) : threads_(threads) {}
-  ~Loader();
+  ~Loader() { stop(); }
   void add(std::function<void()> job, int64_t bytes);
   /// Waits until no load is left, at most so long; throws the first error that a load met since the last call.
   bool wait(int64_t *bytes, int32_t timeout_ms);
+  /// Gives up what is queued and waits for what is being read: it writes to memory that is about to be freed.
+  void stop();
 
  private:
   void work();

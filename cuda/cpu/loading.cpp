@@ -12,13 +12,14 @@
 
 namespace msgl {
 
-Loader::~Loader() {
+void Loader::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
   added_.notify_all();
   for (std::thread &worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void Loader::add(std::function<void()> job, int64_t bytes) {

@@ -47,6 +47,7 @@ msgl_device::msgl_device(int threads, int32_t flags)
     : pool(threads), loader(pool.size()), delay_((flags & MSGL_DEBUG_DELAY) != 0), thread_(&msgl_device::run, this) {}
 
 msgl_device::~msgl_device() {
+  loader.stop();
   push(msgl::Closure([](msgl_device &device) { device.stop_ = true; }));
   thread_.join();
   for (msgl::Owned *handle : owned_) delete handle;
