@@ -219,6 +219,24 @@ int32_t msgl_embedding(msgl_device *device, void *out, const int32_t *ids, const
 int32_t msgl_linear(msgl_device *device, void *out, const void *x, const msgl_weight *weight, const void *bias,
                     int32_t tokens, int32_t dtype, int32_t out_dtype);
 
+/*
+ * The same with what stands around a product in a transformer, which a device may compute as one kernel where there are
+ * few tokens. scratch, normed and gate_up are its working memory, of the activations' dtype, and hold nothing afterwards.
+ *   linear_add          out[tokens, n] += x weight^T + bias                                    scratch [tokens, n]
+ *   norm_linear         out[tokens, n] = rms_norm(x) weight^T + bias                           normed [tokens, k]
+ *   norm_gated_linear   out[tokens, n / 2] = silu(y[:, : n / 2]) * y[:, n / 2 :], where
+ *                       y = rms_norm(x) weight^T                                gate_up [tokens, n], normed [tokens, k]
+ * rms_norm(x) = x / sqrt(mean(x^2) + epsilon) * norm[k].
+ */
+int32_t msgl_linear_add(msgl_device *device, void *out, void *scratch, const void *x, const msgl_weight *weight,
+                        const void *bias, int32_t tokens, int32_t dtype);
+int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const void *x, const void *norm,
+                         const msgl_weight *weight, const void *bias, int32_t tokens, float epsilon, int32_t dtype,
+                         int32_t out_dtype);
+int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, void *normed, const void *x,
+                               const void *norm, const msgl_weight *weight, int32_t tokens, float epsilon,
+                               int32_t dtype);
+
 /* out[tokens, size] = x / sqrt(mean(x^2) + epsilon) * weight[size]. */
 int32_t msgl_rms_norm(msgl_device *device, void *out, const void *x, const void *weight, int32_t tokens, int32_t size,
                       float epsilon, int32_t dtype);

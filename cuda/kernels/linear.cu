@@ -161,6 +161,10 @@ using namespace minisgl;
 
 namespace {
 
+/* Products that normalise multiply x by the norm's weight before they divide by the root: in float16, whose largest
+ * number is 65,504, that could overflow. */
+bool fuses_norm(int32_t dtype) { return dtype == MSGL_BF16; }
+
 void enqueue_linear(msgl_device *device, const LinearArguments &a) {
   if (a.tokens == 0) return;
   if (a.dtype != a.weight->dtype) fail("linear: activations of dtype %d, weight of dtype %d", a.dtype, a.weight->dtype);
@@ -178,8 +182,8 @@ int32_t msgl_linear(msgl_device *device, void *out, const void *x, const msgl_we
 }
 
 int32_t msgl_linear_add(msgl_device *device, void *out, void *, const void *x, const msgl_weight *weight,
-                        int32_t tokens, int32_t dtype) {
-  return on_device(device, [&] { enqueue_linear(device, {out, x, nullptr, weight, tokens, dtype, dtype, true}); });
+                        const void *bias, int32_t tokens, int32_t dtype) {
+  return on_device(device, [&] { enqueue_linear(device, {out, x, bias, weight, tokens, dtype, dtype, true}); });
 }
 
 int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const void *x, const void *norm,
@@ -187,7 +191,7 @@ int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const voi
                          int32_t out_dtype) {
   return on_device(device, [&] {
     LinearArguments a{out, x, bias, weight, tokens, dtype, out_dtype, false, norm, epsilon};
-    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
+    if (fuses_norm(dtype) && gemv_supports(device, a)) return enqueue_gemv(device, a);
     enqueue_rms_norm(device, normed, x, norm, tokens, static_cast<int>(weight->k), epsilon, dtype);
     a.x = normed;
     a.norm = nullptr;
@@ -199,9 +203,12 @@ int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, vo
                                const void *norm, const msgl_weight *weight, int32_t tokens, float epsilon,
                                int32_t dtype) {
   return on_device(device, [&] {
-    const LinearArguments a{out, x, nullptr, weight, tokens, dtype, dtype, false, norm, epsilon, true};
-    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
+    LinearArguments a{out, x, nullptr, weight, tokens, dtype, dtype, false, norm, epsilon, true};
+    if (fuses_norm(dtype) && gemv_supports(device, a)) return enqueue_gemv(device, a);
     enqueue_rms_norm(device, normed, x, norm, tokens, static_cast<int>(weight->k), epsilon, dtype);
+    a.x = normed;
+    a.norm = nullptr;
+    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
     enqueue_linear(device, {gate_up, normed, nullptr, weight, tokens, dtype, dtype});
     enqueue_silu_mul(device, out, gate_up, tokens, static_cast<int>(weight->n / 2), dtype);
   });

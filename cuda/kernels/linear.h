@@ -63,19 +63,4 @@ void enqueue_silu_mul(msgl_device *device, void *out, const void *gate_up, int t
 
 }  // namespace minisgl
 
-/* Not in minisgl.h yet: what stands around products of few tokens, in one kernel. */
-extern "C" {
-/* out[tokens, n] += x weight^T. scratch: [tokens, n]. */
-int32_t msgl_linear_add(msgl_device *device, void *out, void *scratch, const void *x, const msgl_weight *weight,
-                        int32_t tokens, int32_t dtype);
-/* out = rms_norm(x; norm, epsilon) weight^T + bias. normed: scratch [tokens, k]. */
-int32_t msgl_norm_linear(msgl_device *device, void *out, void *normed, const void *x, const void *norm,
-                         const msgl_weight *weight, const void *bias, int32_t tokens, float epsilon, int32_t dtype,
-                         int32_t out_dtype);
-/* out[tokens, n / 2] = silu(g) * u, where (g, u) [tokens, n] = rms_norm(x) weight^T. Scratch: gate_up, normed. */
-int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, void *normed, const void *x,
-                               const void *norm, const msgl_weight *weight, int32_t tokens, float epsilon,
-                               int32_t dtype);
-}
-
 #endif

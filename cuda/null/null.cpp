@@ -223,6 +223,12 @@ MSGL_DOES_NOTHING(msgl_expand, msgl_device *, int32_t *, int32_t *, int32_t *, i
 MSGL_DOES_NOTHING(msgl_embedding, msgl_device *, void *, const int32_t *, const msgl_weight *, int32_t, int32_t)
 MSGL_DOES_NOTHING(msgl_linear, msgl_device *, void *, const void *, const msgl_weight *, const void *, int32_t, int32_t,
                   int32_t)
+MSGL_DOES_NOTHING(msgl_linear_add, msgl_device *, void *, void *, const void *, const msgl_weight *, const void *,
+                  int32_t, int32_t)
+MSGL_DOES_NOTHING(msgl_norm_linear, msgl_device *, void *, void *, const void *, const void *, const msgl_weight *,
+                  const void *, int32_t, float, int32_t, int32_t)
+MSGL_DOES_NOTHING(msgl_norm_gated_linear, msgl_device *, void *, void *, void *, const void *, const void *,
+                  const msgl_weight *, int32_t, float, int32_t)
 MSGL_DOES_NOTHING(msgl_rms_norm, msgl_device *, void *, const void *, const void *, int32_t, int32_t, float, int32_t)
 MSGL_DOES_NOTHING(msgl_add_rms_norm, msgl_device *, void *, void *, const void *, const void *, int32_t, int32_t, float,
                   int32_t)

@@ -19,6 +19,7 @@ export function checksFor(properties: DeviceProperties, model: DType): Check[] {
     linear(3, 200, 328, model, "bias"), // sizes that few kernels' tiles divide
     ...[1, 8, 64].map((rows) => linear(rows, 2003, 1024, model, "logits")),
     ...weights.flatMap((dtype) => [1, 8, 64].map((rows) => linear(rows, 512, 1024, dtype))),
+    ...[1, 8, 64].flatMap((rows) => fused(rows, 768, 1024, model)),
     ...rowOps(1, 1024),
     ...rowOps(64, 4096),
     ...rowOps(300, 576),
@@ -47,6 +48,37 @@ function linear(rows: number, n: number, k: number, dtype: DType, how?: "bias" |
     // Two roundings: of the result, and of partial sums where several blocks share a product.
     return { run: () => ops.linear(lab.device, out, x, weight, bias), results: [lab.result(out, 2)] };
   });
+}
+
+/** Products with what stands around them. */
+function fused(rows: number, n: number, k: number, dtype: DType): Check[] {
+  const shape = `${rows} x [${n}, ${k}] ${nameOf(dtype)}`;
+  const operands = (lab: Lab) => {
+    const norm = { weight: lab.input(2, [k], 2), epsilon: EPSILON };
+    return { x: lab.input(1, [rows, k], 3), norm, weight: lab.weight(n, k, dtype), normed: lab.output([rows, k]) };
+  };
+  // Of the normalised row, the product and the result.
+  return [
+    check("linear_add", shape, (lab) => {
+      const { x, weight } = operands(lab);
+      const [out, scratch] = [lab.input(3, [rows, n], 20), lab.output([rows, n])];
+      return { run: () => ops.linearAdd(lab.device, out, scratch, x, weight, null), results: [lab.result(out, 3)] };
+    }),
+    check("norm_linear", shape, (lab) => {
+      const { x, norm, weight, normed } = operands(lab);
+      const out = lab.output([rows, n]);
+      return {
+        run: () => ops.normLinear(lab.device, out, normed, x, norm, weight, null),
+        results: [lab.result(out, 3)],
+      };
+    }),
+    check("norm_gated_linear", shape, (lab) => {
+      const { x, norm, weight, normed } = operands(lab);
+      const [out, gateUp] = [lab.output([rows, n / 2]), lab.output([rows, n])];
+      const run = () => ops.normGatedLinear(lab.device, out, gateUp, normed, x, norm, weight);
+      return { run, results: [lab.result(out, 4)] };
+    }),
+  ];
 }
 
 /** What works on rows of activations alone. */

@@ -85,6 +85,85 @@ export function linear(device: Device, result: Tensor, x: Tensor, weight: Weight
   device.check(status);
 }
 
+/** result += x weight^T + bias. scratch: as result. */
+export function linearAdd(
+  device: Device,
+  result: Tensor,
+  scratch: Tensor,
+  x: Tensor,
+  weight: Weight,
+  bias: Tensor | null,
+): void {
+  const status = device.library.msgl_linear_add(
+    device.handle,
+    result.pointer,
+    scratch.pointer,
+    x.pointer,
+    weight.handle,
+    bias ? bias.pointer : null,
+    rowsOf(x),
+    x.dtype,
+  );
+  device.check(status);
+}
+
+/** A norm's weight [columns] and epsilon. */
+export interface Norm {
+  weight: Tensor;
+  epsilon: number;
+}
+
+/** result = rmsNorm(x) weight^T + bias. normed: scratch, as x. */
+export function normLinear(
+  device: Device,
+  result: Tensor,
+  normed: Tensor,
+  x: Tensor,
+  norm: Norm,
+  weight: Weight,
+  bias: Tensor | null,
+): void {
+  const status = device.library.msgl_norm_linear(
+    device.handle,
+    result.pointer,
+    normed.pointer,
+    x.pointer,
+    norm.weight.pointer,
+    weight.handle,
+    bias ? bias.pointer : null,
+    rowsOf(x),
+    norm.epsilon,
+    x.dtype,
+    result.dtype,
+  );
+  device.check(status);
+}
+
+/** result[tokens, rows / 2] = silu(gate) * up, with [gate, up] = rmsNorm(x) weight^T. Scratch: gateUp, normed. */
+export function normGatedLinear(
+  device: Device,
+  result: Tensor,
+  gateUp: Tensor,
+  normed: Tensor,
+  x: Tensor,
+  norm: Norm,
+  weight: Weight,
+): void {
+  const status = device.library.msgl_norm_gated_linear(
+    device.handle,
+    result.pointer,
+    gateUp.pointer,
+    normed.pointer,
+    x.pointer,
+    norm.weight.pointer,
+    weight.handle,
+    rowsOf(x),
+    norm.epsilon,
+    x.dtype,
+  );
+  device.check(status);
+}
+
 export function rmsNorm(device: Device, result: Tensor, x: Tensor, weight: Tensor, epsilon: number): void {
   const { library, handle } = device;
   device.check(
