@@ -43,9 +43,9 @@ MSGL_HOST_DEVICE float open_uniform(uint32_t word) {
   return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-/* The uniform number that msgl_sample draws for a token id at a position of its sequence. */
+/* The uniform number that msgl_sample draws for a token id at a position of its sequence. Four ids share a counter. */
 MSGL_HOST_DEVICE float sampling_uniform(uint32_t seed_low, uint32_t seed_high, uint32_t id, uint32_t position) {
-  return open_uniform(philox({{id, position, 0, 0}}, seed_low, seed_high).word[0]);
+  return open_uniform(philox({{id / 4, position, 0, 0}}, seed_low, seed_high).word[id % 4]);
 }
 
 #ifdef __CUDA_ARCH__

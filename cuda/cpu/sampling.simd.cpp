@@ -43,12 +43,13 @@ static inline void multiply_wide(Words &high, Words &low, Words x, uint32_t fact
 #endif
 }
 
-/// The first word that minisgl::philox draws for each of kBlock ids: the same rounds, of many counters at once, for
-/// which compilers do not find the instructions.
+/// The word that minisgl::philox draws for each of kBlock ids: the same rounds, of many counters at once, for which
+/// compilers do not find the instructions.
 static void draw_words(uint32_t *words, const int32_t *ids, const msgl_sampling &how) {
   for (int i = 0; i < kBlock; i += kLanes) {
-    Words a, b = Words{} + static_cast<uint32_t>(how.position), c = {}, d = {};
-    std::memcpy(&a, ids + i, sizeof a);
+    Words id, b = Words{} + static_cast<uint32_t>(how.position), c = {}, d = {};
+    std::memcpy(&id, ids + i, sizeof id);
+    Words a = id / 4;
     uint32_t low = how.seed_low, high = how.seed_high;
     for (int round = 0; round < 10; ++round) {
       Words x_high, x_low, y_high, y_low;
@@ -61,14 +62,16 @@ static void draw_words(uint32_t *words, const int32_t *ids, const msgl_sampling 
       low += minisgl::kPhiloxKeys[0];
       high += minisgl::kPhiloxKeys[1];
     }
-    std::memcpy(words + i, &a, sizeof a);
+    const Words which = id % 4, result = which < 2 ? (which == 0 ? a : b) : (which == 2 ? c : d);
+    std::memcpy(words + i, &result, sizeof result);
   }
 }
 #else
 static void draw_words(uint32_t *words, const int32_t *ids, const msgl_sampling &how) {
   const uint32_t low = how.seed_low, high = how.seed_high, position = how.position;
   for (int i = 0; i < kBlock; ++i) {
-    words[i] = minisgl::philox({{static_cast<uint32_t>(ids[i]), position, 0, 0}}, low, high).word[0];
+    const uint32_t id = ids[i];
+    words[i] = minisgl::philox({{id / 4, position, 0, 0}}, low, high).word[id % 4];
   }
 }
 #endif

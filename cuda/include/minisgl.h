@@ -296,8 +296,8 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
  * token_table[slot, position]. With a temperature: softmax(logits / temperature), of which top_k keeps the k most
  * probable (ties: lower ids first), then top_p the fewest most probable that reach p of what is left, min_p those with
  * at least min_p times the largest probability; among the kept, the id with the largest
- * logit / temperature - log(-log(u)), u uniform from Philox4x32-10 keyed by the seed at counter (id, position, 0, 0)
- * (first word w; u = ((w >> 9) + 0.5) * 2^-23, never 0 or 1 in F32). So the draw depends on the request alone.
+ * logit / temperature - log(-log(u)), u uniform from Philox4x32-10 keyed by the seed at counter (id / 4, position, 0, 0)
+ * (word w = id % 4 of the four; u = ((w >> 9) + 0.5) * 2^-23, never 0 or 1 in F32). So the draw depends on the request alone.
  */
 int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, const float *logits,
                     const msgl_sampling *sampling, int32_t count, int32_t vocabulary, int64_t token_stride,

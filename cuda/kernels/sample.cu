@@ -32,11 +32,11 @@ __global__ void sample_kernel(const Sampling s, Scratch *scratch) {
   const int begin = min(s.vocabulary, static_cast<int>(blockIdx.y) * part), end = min(s.vocabulary, begin + part);
   Draw draw(row, begin);
   uint64_t best = 0;
-  for_each_logit(s.logits + static_cast<int64_t>(index) * s.vocabulary, begin, end, [&](int id, float logit) {
+  for_each_four(s.logits + static_cast<int64_t>(index) * s.vocabulary, begin, end, [&](int id, auto logits) {
     if (Random && row.temperature > 0.f)
-      draw(logit, id);
+      draw(logits, id);
     else
-      best = max(best, candidate(logit, id));
+      best = max(best, candidate(logits, id));
   });
   if (Random && row.temperature > 0.f && begin < end) best = candidate(draw.best, draw.best_id);
   best = block_best(best, warps_best);

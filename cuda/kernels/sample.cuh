@@ -29,6 +29,10 @@ DEVICE uint32_t ordered(float value) {
 DEVICE uint64_t candidate(float value, int id) {
   return static_cast<uint64_t>(ordered(value)) << 32 | static_cast<uint32_t>(~id);
 }
+DEVICE uint64_t candidate(float4 values, int id) {
+  return max(max(candidate(values.x, id), candidate(values.y, id + 1)),
+             max(candidate(values.z, id + 2), candidate(values.w, id + 3)));
+}
 DEVICE int candidate_id(uint64_t candidate) { return static_cast<int>(~static_cast<uint32_t>(candidate)); }
 
 /* The largest candidate of a block, in thread 0. scratch: 32 words of shared memory, of one use only. */
@@ -48,6 +52,7 @@ DEVICE uint64_t block_best(uint64_t best, uint64_t *scratch) {
  * of Philox, so its rounds' keys, the same for every id, are kept in registers.
  */
 struct Draw {
+  static constexpr float most_noise = 16.7f;  // the largest is 16.64
   float temperature, inverse_temperature, best = -INFINITY;
   int best_id;
   uint32_t position, low[10], high[10];
@@ -60,10 +65,10 @@ struct Draw {
     for (int i = 0; i < 10; i++) low[i] = row.seed_low + i * step_low, high[i] = row.seed_high + i * step_high;
   }
 
-  /* sampling_uniform of philox.h. */
-  DEVICE float uniform(uint32_t id) const {
+  /* The words of four ids from 4 * block on: philox of philox.h. */
+  DEVICE Philox words(uint32_t block) const {
     constexpr uint32_t factor_a = kPhiloxFactors[0], factor_b = kPhiloxFactors[1];
-    uint32_t x = id, y = position, z = 0, w = 0;
+    uint32_t x = block, y = position, z = 0, w = 0;
 #pragma unroll
     for (int i = 0; i < 10; i++) {
       const uint64_t a = uint64_t{factor_a} * x, b = uint64_t{factor_b} * z;
@@ -72,35 +77,61 @@ struct Draw {
       z = static_cast<uint32_t>(a >> 32) ^ w ^ high[i];
       w = static_cast<uint32_t>(a);
     }
-    return open_uniform(x);
+    return {{x, y, z, w}};
+  }
+
+  /* How much noise a logit lacks to become the best, rounded down to be safe. */
+  DEVICE float missing(float logit) const {
+    const float scaled = logit * inverse_temperature;
+    return best - scaled - 0.01f - 1e-6f * fabsf(scaled);
+  }
+
+  DEVICE void consider(float logit, int id, uint32_t word) {
+    const float u = open_uniform(word);
+    if (1.f - u > __expf(-missing(logit))) return;
+    const float score = logit / temperature + gumbel_noise(u);
+    if (score > best) best = score, best_id = id;
   }
 
   /* Draws for an id larger than those before. */
   DEVICE void operator()(float logit, int id) {
-    const float scaled = logit * inverse_temperature;
-    const float missing = best - scaled - 0.01f - 1e-6f * fabsf(scaled);  // rounded down to be safe
-    if (missing > 16.7f) return;  // the largest noise is 16.64
-    const float u = uniform(id);
-    if (1.f - u > __expf(-missing)) return;
-    const float score = logit / temperature + gumbel_noise(u);
-    if (score > best) best = score, best_id = id;
+    if (missing(logit) > most_noise) return;
+    const Philox drawn = words(id / 4);
+    const uint32_t low = id % 2 ? drawn.word[1] : drawn.word[0], high = id % 2 ? drawn.word[3] : drawn.word[2];
+    consider(logit, id, id % 4 < 2 ? low : high);
+  }
+
+  /* The same for four ids, the first a multiple of 4: they share their words. */
+  DEVICE void operator()(float4 logits, int id) {
+    if (missing(fmaxf(fmaxf(logits.x, logits.y), fmaxf(logits.z, logits.w))) > most_noise) return;
+    const Philox drawn = words(id / 4);
+    consider(logits.x, id, drawn.word[0]);
+    consider(logits.y, id + 1, drawn.word[1]);
+    consider(logits.z, id + 2, drawn.word[2]);
+    consider(logits.w, id + 3, drawn.word[3]);
   }
 };
 
-/* Calls f(id, logit) for this thread's share of ids begin .. end - 1, in rising order. */
+/* Calls f(id, four logits), or f(id, logit) where a row is not aligned, for this thread's share of begin .. end - 1. */
 template <class F>
-DEVICE void for_each_logit(const float *logits, int begin, int end, F f) {
+DEVICE void for_each_four(const float *logits, int begin, int end, F f) {
   if (reinterpret_cast<uintptr_t>(logits + begin) % 16 == 0 && (end - begin) % 4 == 0) {
-    for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
-      const float4 v = *reinterpret_cast<const float4 *>(logits + i);
-      f(i, v.x);
-      f(i + 1, v.y);
-      f(i + 2, v.z);
-      f(i + 3, v.w);
-    }
+    for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x)
+      f(i, *reinterpret_cast<const float4 *>(logits + i));
   } else {
     for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(i, logits[i]);
   }
+}
+
+/* Calls f(id, logit) for this thread's share of all ids, in rising order. */
+template <class F>
+DEVICE void for_each_logit(const float *logits, int count, F f) {
+  struct Each {
+    F &f;
+    DEVICE void operator()(int id, float logit) { f(id, logit); }
+    DEVICE void operator()(int id, float4 four) { f(id, four.x), f(id + 1, four.y), f(id + 2, four.z), f(id + 3, four.w); }
+  };
+  for_each_four(logits, 0, count, Each{f});
 }
 
 DEVICE bool filters(const msgl_sampling &row, int vocabulary) {

@@ -18,6 +18,6 @@ export function philox(counter: readonly number[], key: readonly number[]): numb
 /** The noise that msgl_sample adds to a token id, in float64. */
 export function gumbel(seed: bigint, id: number, position: number): number {
   const key = [Number(seed & 0xffffffffn), Number(seed >> 32n)];
-  const word = philox([id, position, 0, 0], key)[0] as number;
+  const word = philox([Math.floor(id / 4), position, 0, 0], key)[id % 4] as number;
   return -Math.log(-Math.log(((word >>> 9) + 0.5) * 2 ** -23));
 }
