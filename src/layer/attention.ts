@@ -3,6 +3,7 @@ import { attention, type HeadShape, rotaryStore } from "../native/ops.ts";
 import type { Tensor } from "../native/tensor.ts";
 import type { ParameterScope } from "../weights/scope.ts";
 import { Linear } from "./linear.ts";
+import type { RMSNorm } from "./norm.ts";
 import type { Step } from "./step.ts";
 
 /** Grouped-query attention with rotary positions over the paged KV pool. */
@@ -36,12 +37,12 @@ export class Attention {
       : null;
   }
 
-  /** x [tokens, hidden] -> [tokens, hidden]; keys and values of the tokens are written to the pool on the way. */
-  forward(x: Tensor, step: Step): Tensor {
+  /** residual [tokens, hidden] += attention(norm(residual)); keys and values of the tokens go to the pool on the way. */
+  forward(residual: Tensor, norm: RMSNorm, step: Step): void {
     const { device, batch, plan, rotary } = step;
     const { heads, headDim } = this.shape;
     const { keys, values } = step.kv.layer(this.index);
-    const qkv = this.qkv.forward(x, step);
+    const qkv = this.qkv.forwardNormed(residual, norm, step);
     const query = step.tensor([step.tokens, heads * headDim]);
     rotaryStore(
       device,
@@ -58,6 +59,6 @@ export class Attention {
     );
     const result = step.tensor([step.tokens, heads * headDim]);
     attention(device, result, query, keys, values, plan, batch, 1 / Math.sqrt(headDim));
-    return this.output.forward(result, step);
+    this.output.addTo(residual, result, step);
   }
 }

@@ -1,8 +1,10 @@
 import type { ModelConfig } from "../checkpoint/types.ts";
-import { embedding, gather, linear } from "../native/ops.ts";
+import { embedding, gather } from "../native/ops.ts";
 import { DType, type Tensor } from "../native/tensor.ts";
 import type { Weight } from "../native/weight.ts";
 import type { ParameterScope } from "../weights/scope.ts";
+import { Linear } from "./linear.ts";
+import type { RMSNorm } from "./norm.ts";
 import type { Step } from "./step.ts";
 
 /** A row of the table for each token id. */
@@ -26,34 +28,32 @@ export class Embedding {
 
 /** From hidden states to logits, for the rows that sample. Tied models share the embedding's table. */
 export class LMHead {
-  private readonly weight: Weight;
+  private readonly product: Linear;
 
   constructor(
     weights: ParameterScope,
     private readonly config: ModelConfig,
     embedding: Embedding,
   ) {
-    if (config.tieWordEmbeddings) {
-      weights.skip();
-      this.weight = embedding.weight;
-    } else {
-      this.weight = weights.matrix(config.vocabularySize, config.hiddenSize);
-    }
+    const { vocabularySize, hiddenSize, tieWordEmbeddings } = config;
+    if (tieWordEmbeddings) weights.skip();
+    this.product = new Linear(tieWordEmbeddings ? embedding.weight : weights.matrix(vocabularySize, hiddenSize));
   }
 
-  /** The rows of x [tokens, hidden] that sample: [samples, hidden]. */
-  select(x: Tensor, step: Step): Tensor {
+  /** x [tokens, hidden] -> logits of norm(x) [samples, vocabulary] in float32. */
+  forward(x: Tensor, norm: RMSNorm, step: Step): Tensor {
+    const logits = step.tensor([step.samples, this.config.vocabularySize], DType.F32);
+    // A chunk in the middle of a prompt only fills the KV pool.
+    if (step.samples === 0) return logits;
+    return this.product.forwardNormed(this.select(x, step), norm, step, logits);
+  }
+
+  /** The rows that sample: [samples, hidden]. */
+  private select(x: Tensor, step: Step): Tensor {
     // As many samples as tokens: a batch of decode rows only, where the rows are those of x.
     if (step.samples === step.tokens) return x;
     const rows = step.tensor([step.samples, this.config.hiddenSize]);
     gather(step.device, rows, x, step.batch.sampleRows);
     return rows;
-  }
-
-  /** [samples, hidden] -> logits [samples, vocabulary] in float32. */
-  forward(x: Tensor, step: Step): Tensor {
-    const logits = step.tensor([x.shape[0] as number, this.config.vocabularySize], DType.F32);
-    linear(step.device, logits, x, this.weight, null);
-    return logits;
   }
 }

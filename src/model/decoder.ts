@@ -6,7 +6,7 @@ import type { ModelConfig } from "../checkpoint/types.ts";
 import { Embedding, LMHead } from "../layer/embedding.ts";
 import { RMSNorm } from "../layer/norm.ts";
 import type { Step } from "../layer/step.ts";
-import { DType, type Tensor } from "../native/tensor.ts";
+import type { Tensor } from "../native/tensor.ts";
 import type { ParameterScope } from "../weights/scope.ts";
 
 /** What the engine runs. */
@@ -18,11 +18,8 @@ export interface Model {
 export type ModelConstructor = new (config: ModelConfig, weights: ParameterScope) => Model;
 
 export interface DecoderLayer {
-  /**
-   * x [tokens, hidden]: the sum still to be added to the residual stream (null before the first layer).
-   * Gives the next such sum, written to `result`, which may be x.
-   */
-  forward(x: Tensor | null, residual: Tensor, step: Step, result: Tensor): Tensor;
+  /** Adds to the residual stream x [tokens, hidden] what the layer makes of it. */
+  forward(x: Tensor, step: Step): void;
 }
 
 /** Embedding, a stack of layers, a norm and the LM head, under Hugging Face's names. */
@@ -32,10 +29,7 @@ export abstract class DecoderModel implements Model {
   private readonly norm: RMSNorm;
   private readonly head: LMHead;
 
-  constructor(
-    private readonly config: ModelConfig,
-    weights: ParameterScope,
-  ) {
+  constructor(config: ModelConfig, weights: ParameterScope) {
     const model = weights.at("model");
     this.embedding = new Embedding(model.at("embed_tokens"), config);
     this.layers = Array.from({ length: config.numLayers }, (_, index) =>
@@ -48,15 +42,8 @@ export abstract class DecoderModel implements Model {
   protected abstract createLayer(config: ModelConfig, weights: ParameterScope, index: number): DecoderLayer;
 
   forward(step: Step): Tensor {
-    const residual = this.embedding.forward(step);
-    const x = step.tensor([step.tokens, this.config.hiddenSize]);
-    this.layers.forEach((layer, index) => {
-      step.scope(() => layer.forward(index === 0 ? null : x, residual, step, x));
-    });
-    // A chunk in the middle of a prompt only fills the KV pool.
-    if (step.samples === 0) return step.tensor([0, this.config.vocabularySize], DType.F32);
-    // Norm and head see only the rows that sample.
-    const last = this.norm.addAndNormalize(this.head.select(x, step), this.head.select(residual, step), step);
-    return this.head.forward(last, step);
+    const x = this.embedding.forward(step);
+    for (const layer of this.layers) step.scope(() => layer.forward(x, step));
+    return this.head.forward(x, this.norm, step);
   }
 }

@@ -22,10 +22,9 @@ export class LlamaDecoderLayer implements DecoderLayer {
     this.mlp = new GatedMLP(weights.at("mlp"), config);
   }
 
-  forward(x: Tensor | null, residual: Tensor, step: Step, result: Tensor): Tensor {
-    const h = this.inputNorm.addAndNormalize(x, residual, step);
-    const a = this.attention.forward(h, step);
-    return this.mlp.forward(this.postNorm.addAndNormalize(a, residual, step), step, result);
+  forward(x: Tensor, step: Step): void {
+    this.attention.forward(x, this.inputNorm, step);
+    this.mlp.forward(x, this.postNorm, step);
   }
 }
 
