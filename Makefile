@@ -118,6 +118,10 @@ run: minisgl $(DEMO_MODEL) ## Builds everything and serves the demo model on 127
 test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
 	@$(BUN) scripts/run-tests.ts
 
+# On a GPU host with nothing else installed: BUN_BE_BUN=1 ./minisgl test test/gpu
+test-gpu: minisgl ## Runs the tests that need a GPU
+	BUN_BE_BUN=1 ./minisgl test ./test/gpu
+
 check: node_modules/.installed src/native/libraries.generated.ts ## Type check and lint
 	$(BUN) run check
 
