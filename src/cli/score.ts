@@ -1,7 +1,6 @@
 /** `minisgl score`: logprobs of given continuations, by which models, types and devices are compared. */
 import { readFileSync } from "node:fs";
 import { z } from "zod";
-import type { Engine } from "../engine/engine.ts";
 import { loadEngine } from "../engine/load.ts";
 import { logprob, runLone } from "../engine/lone.ts";
 import type { EngineOptions } from "../message/types.ts";
@@ -18,10 +17,10 @@ type Line = z.infer<typeof lineSchema>;
  */
 export async function score(file: string, chunk: number, options: EngineOptions): Promise<void> {
   const lines = readLines(file);
-  const { engine } = await loadEngine(options);
+  const { engine, info } = await loadEngine(options);
   try {
     lines.forEach((line, index) => {
-      check(line, index, engine);
+      check(line, index, engine.maxContext, info.vocabularySize);
       const { prompt, continuation } = line;
       const size = Math.min(chunk || engine.limits.maxTokens, engine.limits.maxTokens);
       const result = runLone(engine, prompt, continuation.length, { forced: continuation, chunk: size });
@@ -52,9 +51,11 @@ function readLines(file: string): Line[] {
     });
 }
 
-function check({ prompt, continuation }: Line, index: number, engine: Engine): void {
+function check({ prompt, continuation }: Line, index: number, context: number, vocabulary: number): void {
   const length = prompt.length + continuation.length;
-  if (length > engine.maxContext) {
-    throw new UserError(`line ${index + 1} has ${length} tokens, the context ${engine.maxContext}`);
+  if (length > context) throw new UserError(`line ${index + 1} has ${length} tokens, the context ${context}`);
+  const outside = [...prompt, ...continuation].find((token) => token >= vocabulary);
+  if (outside !== undefined) {
+    throw new UserError(`line ${index + 1}: token ${outside} is outside the vocabulary of ${vocabulary}`);
   }
 }

@@ -22,6 +22,9 @@ function deviceDefaults(gpu: boolean): DeviceDefaults {
 const CPU_POOL_BYTES = 2 ** 29;
 const CPU_CONTEXT_SHARE = 0.25;
 
+/** Tokens of context without which a pool is of no use. */
+const LEAST_CONTEXT = 16;
+
 /** Sizes that are known before anything is allocated. */
 export interface StepLimits {
   maxSequences: number;
@@ -76,12 +79,18 @@ export function planPool(
   const useful = gpu ? Number.POSITIVE_INFINITY : Math.ceil(wanted / pageSize) * maxSequences;
   const numPages = options.numPages || Math.min(Math.floor(budget / pageBytes) - 1, useful);
   const bytes = (numPages + 1) * pageBytes;
-  const least = Math.min(wanted, 16);
-  if (numPages * pageSize < least || bytes > free) {
-    const need = options.numPages ? bytes : Math.ceil(least / pageSize + 1) * pageBytes;
+  const least = Math.ceil(Math.min(wanted, LEAST_CONTEXT) / pageSize);
+  if (numPages < least) {
+    const what = options.numPages ? `--num-pages ${numPages}` : `${gib(budget)} of device memory`;
     throw new Error(
-      `the KV pool of ${Math.max(numPages, 0)} pages does not fit: it needs ${gib(need)}, ` +
-        `${gib(free)} of device memory are free. Use a smaller --num-pages, a larger --memory-ratio or a smaller model`,
+      `the KV pool is too small: ${what} does not hold ${least} pages of ${pageBytes} bytes. ` +
+        "Use a larger --num-pages or --memory-ratio, or a smaller model",
+    );
+  }
+  if (bytes > free) {
+    throw new Error(
+      `the KV pool of ${numPages} pages needs ${gib(bytes)}, ${gib(free)} of device memory are free: ` +
+        "use a smaller --num-pages",
     );
   }
   return { numPages, maxContext: Math.min(wanted, numPages * pageSize), bytes };

@@ -108,7 +108,7 @@ export function chatPrompt(runtime: RuntimeInterface, body: ChatFields): Prompt 
   }
   return {
     messages: chatMessages(body.messages),
-    addGenerationPrompt: body.add_generation_prompt ?? true,
+    addGenerationPrompt: body.add_generation_prompt ?? body.chat_template_kwargs?.add_generation_prompt !== false,
     templateArguments: body.chat_template_kwargs,
   };
 }

@@ -41,7 +41,7 @@ export interface Server {
 /** Builds the app. `runtime` gives null until the model is loaded: till then only /ping and /version answer with 200. */
 export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}): Server {
   const context = new ServerContext(runtime, options);
-  const app = new Hono<Environment>();
+  const app = new Hono<Environment>({ getPath });
   app.use(requestId);
   const { corsOrigins, apiKeys, adminKeys } = context.options;
   if (corsOrigins.length > 0) app.use(accessControl(corsOrigins));
@@ -57,6 +57,14 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   app.notFound((c) => errorResponse(c, unknownRoute(app, c.req.method, c.req.path)));
   app.onError((error, c) => errorResponse(c, error));
   return { app, context };
+}
+
+/** A request's path, also where a request of HTTP/1.0 names no host: Bun's URL is then a bare path, or has none. */
+function getPath({ url }: Request): string {
+  const scheme = url.indexOf("://");
+  const begin = url.startsWith("/") ? 0 : url.indexOf("/", scheme + 3);
+  const end = url.slice(begin).search(/[?#]/);
+  return end < 0 ? url.slice(begin) : url.slice(begin, begin + end);
 }
 
 /** 405 where the path exists under another method, else 404. */

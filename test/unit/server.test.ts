@@ -474,6 +474,26 @@ describe("errors and life cycle", () => {
     await open.stop();
   });
 
+  test.each(["GET /v1/models?a=1 HTTP/1.0\r\n\r\n", "GET /v1/models HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"])(
+    "a probe that names no host is answered: %j",
+    async (request) => {
+      const plain = startServer(runtime);
+      const answer = Promise.withResolvers<string>();
+      await Bun.connect({
+        hostname: plain.hostname,
+        port: plain.port,
+        socket: {
+          open: (socket) => {
+            socket.write(request);
+          },
+          data: (_, data) => answer.resolve(data.toString()),
+        },
+      });
+      expect(await answer.promise).toStartWith("HTTP/1.1 200");
+      await plain.stop();
+    },
+  );
+
   test("a request that never ends is cut off, an answer that takes its time is not", async () => {
     const patient = startServer(runtime, { idleTimeoutSeconds: 1 });
     runtime.script = () => ({ ...hello, before: (index) => (index === 0 ? Bun.sleep(6000) : undefined) });
