@@ -122,6 +122,8 @@ export class Terminal {
     });
     this.editor.on("close", () => this.deliver(null));
     this.editor.on("SIGINT", () => this.interrupt());
+    // Ctrl-Z does nothing: after a stop and `fg` the line editor would not get the terminal back.
+    this.editor.on("SIGTSTP", () => {});
   }
 
   /** The next message; null when the user leaves (Ctrl-D, or Ctrl-C twice at an empty prompt). */
