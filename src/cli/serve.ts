@@ -46,6 +46,12 @@ function endOnSignals(server: RunningServer, runtime: () => Runtime | null): voi
     ending = true;
     const started = runtime();
     if (started === null) process.exit(0);
+    const { size } = server.context.active;
+    if (size > 0) {
+      const requests = size === 1 ? "1 request is" : `${size} requests are`;
+      const next = signal === "SIGINT" ? "again" : "SIGINT";
+      process.stderr.write(`minisgl: ${requests} still running; ${next} stops at once\n`);
+    }
     const aborted = await server.drain(DRAIN_SECONDS);
     if (aborted > 0) process.stderr.write(`minisgl: aborted ${aborted} requests that did not end in time\n`);
     await server.stop();
