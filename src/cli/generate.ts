@@ -33,15 +33,22 @@ export interface GenerateJob {
 
 /**
  * The job of a command line: `text` ("-" or nothing: standard input), or the file of --prompts.
- * Throws a UserError where a file cannot be read or written.
+ * Throws a UserError where a file cannot be read or written, and for an empty prompt.
  */
 export async function prepareJob(text: string | undefined, flags: GenerateFlags): Promise<GenerateJob> {
   const { chat = false, stats = false } = flags;
   const streamed = flags.prompts === undefined;
   if (text !== undefined && !streamed) throw new UserError("give a prompt or --prompts, not both");
-  const read = async () => toPrompt(text === undefined || text === "-" ? await Bun.stdin.text() : text, chat);
-  const prompts = flags.prompts === undefined ? [await read()] : readPrompts(flags.prompts, chat);
+  const prompts =
+    flags.prompts === undefined ? [toPrompt(await readPrompt(text), chat)] : readPrompts(flags.prompts, chat);
   return { prompts, streamed, output: openOutput(flags.output), stats };
+}
+
+async function readPrompt(text: string | undefined): Promise<string> {
+  // The newline that ends the last line, as of `echo`, is not meant for the model.
+  const prompt = text === undefined || text === "-" ? (await Bun.stdin.text()).replace(/\r?\n$/, "") : text;
+  if (prompt === "") throw new UserError("the prompt is empty");
+  return prompt;
 }
 
 function openOutput(path: string | undefined): Writable {
@@ -153,10 +160,10 @@ export function describeSpeed(
   return `${promptTokens.length} prompt tokens (${cachedTokens} cached), ${completionTokens} tokens${rate}, the first after ${wait} s`;
 }
 
-/** Writes a line per prompt, in order; returns how many failed. */
+/** Writes a line per prompt, in order, and the speed of all together to standard error; returns how many failed. */
 async function answerAll(
   runtime: RuntimeInterface,
-  { prompts, output }: GenerateJob,
+  { prompts, output, stats }: GenerateJob,
   parameters: GenerationParameters,
   signal: AbortSignal,
 ): Promise<number> {
@@ -164,11 +171,17 @@ async function answerAll(
   let next = 0;
   let written = 0;
   let failures = 0;
+  const begin = performance.now();
+  const total = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
   const worker = async (): Promise<void> => {
     while (next < prompts.length && !signal.aborted) {
       const index = next++;
       try {
-        lines[index] = JSON.stringify(await answer(runtime, prompts[index] as Prompt, index, parameters, signal));
+        const result = await answer(runtime, prompts[index] as Prompt, index, parameters, signal);
+        total.promptTokens += result.prompt_tokens;
+        total.cachedTokens += result.cached_tokens;
+        total.completionTokens += result.completion_tokens;
+        lines[index] = JSON.stringify(result);
       } catch (error) {
         failures++;
         lines[index] = JSON.stringify({ index, error: describe(error) });
@@ -177,7 +190,18 @@ async function answerAll(
     }
   };
   await Promise.all(Array.from({ length: Math.min(prompts.length, 2 * runtime.info.maxRunningRequests) }, worker));
+  if (stats) process.stderr.write(`${describeTotal(total, (performance.now() - begin) / 1000)}\n`);
   return failures;
+}
+
+/** "12 prompt tokens (0 cached), 34 tokens in 0.50 s, 68.0 a second": of many answers together. */
+export function describeTotal(
+  total: { promptTokens: number; cachedTokens: number; completionTokens: number },
+  seconds: number,
+): string {
+  const { promptTokens, cachedTokens, completionTokens } = total;
+  const rate = (completionTokens / seconds).toFixed(1);
+  return `${promptTokens} prompt tokens (${cachedTokens} cached), ${completionTokens} tokens in ${seconds.toFixed(2)} s, ${rate} a second`;
 }
 
 async function answer(

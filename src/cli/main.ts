@@ -2,7 +2,7 @@
  * The cli room: commands, options, help, progress. Read this file (the commands), then options.ts, then a file per
  * command. Whatever goes wrong ends in fail(): one line on standard error and exit code 1.
  */
-import { Command, CommanderError, type Option } from "commander";
+import { Command, CommanderError, type HelpContext, type Option } from "commander";
 import packageJson from "../../package.json" with { type: "json" };
 import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
@@ -71,6 +71,13 @@ class Program extends Command {
 
   override createHelp(): GroupedHelp {
     return Object.assign(new GroupedHelp(), this.configureHelp());
+  }
+
+  /** Commander also comes here, with `error`, for a command without its subcommand and for help on an unknown one. */
+  override help(context?: HelpContext | ((text: string) => string)): never {
+    const unknown = typeof context === "object" && context.error ? this.args[1] : undefined;
+    if (unknown !== undefined) this.error(`error: unknown command '${unknown}'`);
+    return super.help();
   }
 
   addOptions(options: readonly Option[]): this {

@@ -4,7 +4,7 @@ import type { EngineOptions } from "../message/types.ts";
 import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { GenerationParameters, RuntimeOptions } from "../runtime/types.ts";
 import { UserError } from "./errors.ts";
-import { attention, available, choice, collect, integer, number } from "./values.ts";
+import { address, attention, available, choice, collect, integer, number } from "./values.ts";
 
 /** An option with any number of names; all set the same attribute. The first name stands for it in help. */
 class NamedOption extends Option {
@@ -189,7 +189,9 @@ export function engineFlags(): Option[] {
 /** The flags as the runtime takes them. Throws a UserError for what is not available and for a missing model. */
 export function toRuntimeOptions(flags: EngineFlags): RuntimeOptions {
   if (flags.model === undefined || flags.model === "") {
-    throw new UserError("no model given: add --model with a folder, a .gguf file or a repository name");
+    throw new UserError(
+      "no model given: add --model with a folder, a .gguf file or a repository name (see minisgl --help)",
+    );
   }
   if (flags.tp > 1) throw new UserError("tensor parallelism is not available yet: --tp must be 1");
   if (flags.overlap && flags.disableOverlap) throw new UserError("--overlap and --disable-overlap exclude each other");
@@ -229,7 +231,7 @@ export interface ServerFlags {
 export function serverFlags(): Option[] {
   const group = "Server:";
   return [
-    ...option(group, "--host <address>", "address to listen on", { default: "127.0.0.1" }),
+    ...option(group, "--host <address>", "address to listen on", { parse: address, default: "127.0.0.1" }),
     ...option(group, "--port <number>", "port to listen on; 0: any that is free", {
       parse: integer(0, 65535),
       default: 1919,

@@ -32,6 +32,13 @@ export function choice<T extends string>(words: readonly T[]): (text: string) =>
   };
 }
 
+/** A reader of addresses to listen on. An empty one would mean every interface, which is to be asked for by name. */
+export function address(text: string): string {
+  const trimmed = text.trim();
+  if (trimmed === "") throw new InvalidArgumentError("It must be an address or a name; 0.0.0.0 is every interface.");
+  return trimmed;
+}
+
 /** A reader of words of which some are known to users of other engines but not available here. */
 export function available<T extends string>(words: readonly T[], missing: Record<string, string>): (text: string) => T {
   const read = choice(words);

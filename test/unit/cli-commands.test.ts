@@ -1,10 +1,10 @@
 /** The commands over a runtime that answers from a script, and the keyboard's way to them. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { afterAll, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { UserError } from "../../src/cli/errors.ts";
-import { describeSpeed, generate, prepareJob, readPrompts } from "../../src/cli/generate.ts";
+import { describeSpeed, describeTotal, generate, prepareJob, readPrompts } from "../../src/cli/generate.ts";
 import { Conversation } from "../../src/cli/shell.ts";
 import { KeyFilter } from "../../src/cli/terminal.ts";
 import { FakeRuntime, hello } from "./support/fake-runtime.ts";
@@ -103,6 +103,42 @@ describe("generate", () => {
     expect(lines.map(({ text }) => text)).toEqual(["Hello wörld", undefined, "Hello wörld"]);
     expect(lines[1]).toEqual({ index: 1, error: "token id 999 is not within the vocabulary" });
   });
+});
+
+test.each([
+  ["two\nlines\n", "two\nlines"],
+  ["blank\r\n\r\n", "blank\r\n"],
+  ["none", "none"],
+])("standard input %j is the prompt %j", async (input, text) => {
+  const stdin = spyOn(Bun.stdin, "text").mockResolvedValue(input);
+  try {
+    expect((await prepareJob("-", {})).prompts).toEqual([{ text }]);
+    expect((await prepareJob(undefined, {})).prompts).toEqual([{ text }]);
+    stdin.mockResolvedValue("\n");
+    await expect(prepareJob("-", { chat: true })).rejects.toThrow("the prompt is empty");
+  } finally {
+    stdin.mockRestore();
+  }
+});
+
+test("the speed of a file of prompts counts all its answers", async () => {
+  const job = await prepareJob(undefined, {
+    prompts: file("speed.txt", "one\nthree"),
+    output: join(folder, "speed.jsonl"),
+    stats: true,
+  });
+  const write = spyOn(process.stderr, "write").mockImplementation(() => true);
+  try {
+    await generate(runtime, job, {}, never);
+    expect(write.mock.calls.join("")).toMatch(
+      /^8 prompt tokens \(0 cached\), 6 tokens in \d+\.\d\d s, [\d.]+ a second\n$/,
+    );
+  } finally {
+    write.mockRestore();
+  }
+  expect(describeTotal({ promptTokens: 12, cachedTokens: 3, completionTokens: 34 }, 0.5)).toBe(
+    "12 prompt tokens (3 cached), 34 tokens in 0.50 s, 68.0 a second",
+  );
 });
 
 test("an output that cannot be written is told before a model is loaded", async () => {

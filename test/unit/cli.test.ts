@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
 import { Command, CommanderError } from "commander";
 import { describe as describeError } from "../../src/cli/errors.ts";
 import { createProgram, usageError } from "../../src/cli/main.ts";
@@ -124,6 +124,12 @@ describe("what is wrong is said in one line", () => {
     [["generate", "--max-tokns", "1"], "unknown option '--max-tokns'. Did you mean '--max-tokens'?"],
     [["bench", "offline", "--sequence", "1"], "unknown option '--sequence'. Did you mean '--sequences'?"],
     [["bench", "ofline"], "unknown command 'ofline'. Did you mean 'offline'?"],
+    [["help", "foo"], "unknown command 'foo'"],
+    [["bench", "help", "foo"], "unknown command 'foo'"],
+    [["serve", "--model", "m", "--host", ""], "argument '' is invalid. It must be an address or a name"],
+    [["--model", "m", "--host= "], "0.0.0.0 is every interface."],
+    [["generate", "--model", "m", ""], "the prompt is empty"],
+    [[], "see minisgl --help"],
     [["--zzzzzzzz"], "unknown option '--zzzzzzzz'"],
     [["srve", "--model", "m"], "unknown command 'srve': commands come first, minisgl --help lists them"],
     [["serve"], "no model given: add --model with a folder, a .gguf file or a repository name"],
@@ -198,6 +204,23 @@ describe("help", () => {
       --attention-backend --moe-backend --disable-pynccl --model-source --shell --shell-mode --device`;
     const text = help("serve");
     for (const name of names.split(/\s+/)) expect(text).toMatch(new RegExp(`${name}[ ,]`));
+  });
+
+  test("is what bench without a benchmark shows, and no failure", async () => {
+    const expected = help("bench");
+    const write = spyOn(process.stdout, "write").mockImplementation(() => true);
+    try {
+      const program = createProgram(() => {
+        throw new Error("nothing is to be started");
+      });
+      const end = await program.parseAsync(["bench"], { from: "user" }).catch((error) => error);
+      expect(end).toMatchObject({ code: "commander.help", exitCode: 0 });
+      // A terminal of another width breaks the lines elsewhere.
+      const words = (text: string) => text.split(/\s+/);
+      expect(words(write.mock.calls.join(""))).toEqual(words(expected));
+    } finally {
+      write.mockRestore();
+    }
   });
 
   test("does not show the benchmarks' client", () => {
