@@ -89,7 +89,7 @@ libraries: $(LIBRARIES) ## Builds the native libraries
 ENTRIES := src/main.ts $(wildcard src/*-worker.ts)
 SOURCES := $(shell find src -name '*.ts' ! -name '*.generated.ts' -o -name '*.json' -path 'src/*')
 
-src/native/libraries.generated.ts: $(LIBRARIES) $(wildcard $(BUILD)/libminisgl.so) scripts/generate-libraries.ts node_modules/.installed
+src/native/libraries.generated.ts: $(LIBRARIES) scripts/generate-libraries.ts node_modules/.installed
 	$(BUN) scripts/generate-libraries.ts cuda=$(BUILD)/libminisgl.so cpu=$(BUILD)/libminisgl-cpu.so \
 		null=$(BUILD)/libminisgl-null.so
 	@touch $@

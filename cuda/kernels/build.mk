@@ -35,6 +35,7 @@ cuda-library: $(BUILD)/libminisgl.so ## Builds the CUDA library (needs nvcc; CUD
 $(BUILD)/libminisgl.so: $(CUDA_OBJECTS) cuda/kernels/exports.map
 	$(NVCC) -shared -cudart static -Xlinker -z,defs,-z,now,--version-script=cuda/kernels/exports.map \
 		-Xcompiler -static-libstdc++,-static-libgcc $(CUDA_OBJECTS) -o $@ -ldl -lpthread
+	@rm -f src/native/libraries.generated.ts # the next `make` embeds it
 
 $(CUDA_OBJECT_DIR)/%.o: cuda/kernels/%.cu
 	@mkdir -p $(@D)
