@@ -152,7 +152,7 @@ export function engineFlags(): Option[] {
       defaultText: "by device",
     }),
     ...option(memory, "--max-running-requests <n>", "sequences that run at the same time", {
-      parse: integer(1, 65536),
+      parse: integer(1, 4096),
       default: 0,
       defaultText: "256, 64 on a CPU",
     }),

@@ -151,7 +151,7 @@ describe("what is wrong is said in one line", () => {
   test.each([
     ["--port", ["abc", "-1", "65536", "1.5", "", "0x10", "1e3"]],
     ["--page-size", ["0", "-4", "x", "65537"]],
-    ["--max-running-requests", ["0", "nan"]],
+    ["--max-running-requests", ["0", "nan", "4097"]],
     ["--memory-ratio", ["0", "1", "2", "-0.5", "x", "", "Infinity", "NaN"]],
     ["--num-pages", ["0", "99999999999"]],
     ["--max-prefill-length", ["0", "-1"]],
