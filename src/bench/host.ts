@@ -3,6 +3,7 @@
  * that answers at once and computes nothing.
  */
 import type { Batch } from "../engine/batch.ts";
+import { ForwardingEngine } from "../engine/forwarding.ts";
 import { loadEngine } from "../engine/load.ts";
 import type { StepEngine } from "../engine/types.ts";
 import { createRing, RingConsumer, RingProducer } from "../message/ring.ts";
@@ -23,52 +24,27 @@ const WARM_STEPS = 400;
 const STEPS = 1000;
 
 /** An engine that notes how long the scheduler takes from a step's result to the launch of the next step. */
-class TimedEngine implements StepEngine {
+class TimedEngine extends ForwardingEngine {
   /** Microseconds, one for each full step. */
   readonly gaps: number[] = [];
   private resultAt = 0;
 
   constructor(
-    private readonly engine: StepEngine,
+    engine: StepEngine,
     private readonly beforeResult: () => void,
-  ) {}
-
-  get limits() {
-    return this.engine.limits;
-  }
-  get maxSequences() {
-    return this.engine.maxSequences;
-  }
-  get numPages() {
-    return this.engine.numPages;
-  }
-  get pageSize() {
-    return this.engine.pageSize;
-  }
-  get maxContext() {
-    return this.engine.maxContext;
-  }
-  get eosTokenIds() {
-    return this.engine.eosTokenIds;
+  ) {
+    super(engine);
   }
 
-  nextBatch(): Batch {
-    return this.engine.nextBatch();
-  }
-
-  launch(batch: Batch): void {
-    this.engine.launch(batch);
+  override launch(batch: Batch): void {
+    super.launch(batch);
     const full = batch.decodeSequences === STREAMS && batch.sequences === STREAMS;
     if (full) this.gaps.push(1000 * (performance.now() - this.resultAt));
   }
 
-  ready(batch: Batch): boolean {
-    return this.engine.ready(batch);
-  }
-
-  collect(batch: Batch): Int32Array {
+  override collect(batch: Batch): Int32Array {
     this.beforeResult();
-    const tokens = this.engine.collect(batch);
+    const tokens = super.collect(batch);
     this.resultAt = performance.now();
     return tokens;
   }

@@ -3,6 +3,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { loadEngine } from "../../src/engine/load.ts";
 import type { EngineOptions } from "../../src/message/types.ts";
+import { DEFAULT_OPTIONS } from "../../src/runtime/options.ts";
 
 const root = join(import.meta.dir, "fixtures");
 
@@ -22,25 +23,8 @@ export interface Expected {
 export const expected = (name: string): Promise<Expected> => Bun.file(join(root, name, "expected.json")).json();
 
 export function engineOptions(model: string, overrides: Partial<EngineOptions> = {}): EngineOptions {
-  return {
-    model,
-    dtype: "float32",
-    device: "cpu",
-    threads: 0,
-    dummyWeight: false,
-    tensorParallelSize: 1,
-    maxRunningRequests: 8,
-    maxSequenceLength: 0,
-    maxPrefillLength: 256,
-    memoryRatio: 0,
-    numPages: 1024,
-    pageSize: 1,
-    cache: "radix",
-    graphMaxBatchSize: 0,
-    attention: { prefill: "auto", decode: "auto" },
-    overlap: true,
-    ...overrides,
-  };
+  const small = { maxRunningRequests: 8, maxPrefillLength: 256, numPages: 1024, graphMaxBatchSize: 0 };
+  return { ...DEFAULT_OPTIONS, model, dtype: "float32", device: "cpu", ...small, ...overrides };
 }
 
 /** An engine on a fixture, closed by `await using`. */

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
 import { type Batch, SAMPLING_WORDS } from "../../src/engine/batch.ts";
 import { Engine } from "../../src/engine/engine.ts";
-import type { StepEngine } from "../../src/engine/types.ts";
+import { ForwardingEngine } from "../../src/engine/forwarding.ts";
 import { type EngineOptions, Finish, type Request, Statistic } from "../../src/message/types.ts";
 import { createModel } from "../../src/model/registry.ts";
 import { Device } from "../../src/native/device.ts";
@@ -17,6 +17,7 @@ import { DType } from "../../src/native/tensor.ts";
 import { Scheduler, type SchedulerOptions } from "../../src/scheduler/scheduler.ts";
 import { WeightLoader } from "../../src/weights/loader.ts";
 import { ParameterScope } from "../../src/weights/scope.ts";
+import { engineOptions } from "../parity/support.ts";
 import { Random, Recorder } from "./support/traffic.ts";
 
 const MODEL = join(import.meta.dir, "../parity/fixtures/llama-tied-llama3");
@@ -24,25 +25,7 @@ const VOCABULARY = 131;
 
 /** An engine in float32 whose device waits at random between ops. */
 async function open(overrides: Partial<EngineOptions>): Promise<Engine> {
-  const options: EngineOptions = {
-    model: MODEL,
-    dtype: "float32",
-    device: "cpu",
-    threads: 1,
-    dummyWeight: false,
-    tensorParallelSize: 1,
-    maxRunningRequests: 8,
-    maxSequenceLength: 0,
-    maxPrefillLength: 256,
-    memoryRatio: 0,
-    numPages: 400,
-    pageSize: 1,
-    cache: "radix",
-    graphMaxBatchSize: 0,
-    attention: { prefill: "auto", decode: "auto" },
-    overlap: true,
-    ...overrides,
-  };
+  const options = engineOptions(MODEL, { threads: 1, numPages: 400, ...overrides });
   const checkpoint = await openCheckpoint(options.model, { requireWeights: true });
   const device = new Device(openLibrary(libraries.cpu!), 0, options.threads, true);
   const loader = new WeightLoader(device, device.properties(), checkpoint, DType.F32, DType.F32, false);
@@ -53,37 +36,18 @@ async function open(overrides: Partial<EngineOptions>): Promise<Engine> {
 }
 
 /** Remembers the logits of each token, by the request's seed (which is its uid) and the token's position. */
-class Watched implements StepEngine {
+class Watched extends ForwardingEngine<Engine> {
   readonly logits = new Map<string, Float32Array>();
 
   constructor(
-    private readonly engine: Engine,
+    engine: Engine,
     private readonly watches: boolean,
-  ) {}
+  ) {
+    super(engine);
+  }
 
-  get limits() {
-    return this.engine.limits;
-  }
-  get maxSequences() {
-    return this.engine.maxSequences;
-  }
-  get numPages() {
-    return this.engine.numPages;
-  }
-  get pageSize() {
-    return this.engine.pageSize;
-  }
-  get maxContext() {
-    return this.engine.maxContext;
-  }
-  get eosTokenIds() {
-    return this.engine.eosTokenIds;
-  }
-  nextBatch(): Batch {
-    return this.engine.nextBatch();
-  }
-  launch(batch: Batch): void {
-    this.engine.launch(batch);
+  override launch(batch: Batch): void {
+    super.launch(batch);
     if (!this.watches || batch.samples === 0) return;
     const logits = this.engine.logits();
     for (let i = 0; i < batch.samples; i++) {
@@ -91,12 +55,6 @@ class Watched implements StepEngine {
       const key = `${batch.samplingRows[at + 6]} at ${batch.samplingRows[at + 1]}`;
       this.logits.set(key, logits.slice(i * VOCABULARY, (i + 1) * VOCABULARY));
     }
-  }
-  ready(batch: Batch): boolean {
-    return this.engine.ready(batch);
-  }
-  collect(batch: Batch): Int32Array {
-    return this.engine.collect(batch);
   }
 }
 
