@@ -1,7 +1,6 @@
 /** What a tokenizer thread does: templates and encoding, one prompt after the other. */
 import type { MessagePort } from "node:worker_threads";
 import type { TokenizerSource } from "../checkpoint/types.ts";
-import { TemplateError } from "./jinja.ts";
 import type { RenderOptions, TemplateMessage } from "./template.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import type { VocabularyBytes } from "./vocabulary.ts";
@@ -67,10 +66,9 @@ class PromptEncoder {
   readonly vocabulary: VocabularyBytes;
   private readonly tokenizer: Tokenizer;
   private readonly longestToken: number;
-  private templateError: TemplateError | null = null;
 
   constructor(source: TokenizerSource) {
-    this.tokenizer = this.open(source);
+    this.tokenizer = new Tokenizer(source);
     this.vocabulary = this.tokenizer.vocabularyBytes();
     this.longestToken = longestToken(this.vocabulary);
   }
@@ -85,19 +83,7 @@ class PromptEncoder {
     return this.tokenizer.encode(text, { addSpecialTokens: isText && (prompt.addSpecialTokens ?? true) });
   }
 
-  /** A template that cannot be parsed leaves a model that completes texts. */
-  private open(source: TokenizerSource): Tokenizer {
-    try {
-      return new Tokenizer(source);
-    } catch (error) {
-      if (!(error instanceof TemplateError)) throw error;
-      this.templateError = error;
-      return new Tokenizer({ ...source, chatTemplate: null });
-    }
-  }
-
   private render({ messages, addGenerationPrompt = true, templateArguments }: ChatPrompt): string {
-    if (this.templateError !== null) throw this.templateError;
     return this.tokenizer.renderChat(messages, { addGenerationPrompt, templateArguments });
   }
 }
