@@ -5,17 +5,21 @@ import type { EngineOptions } from "../message/types.ts";
 import type { Model } from "../model/decoder.ts";
 import { Arena, type Device } from "../native/device.ts";
 import { AttentionPlan, sample } from "../native/ops.ts";
+import { MSGL_ATTENTION_AUTO, MSGL_ATTENTION_FA, MSGL_ATTENTION_FI } from "../native/symbols.ts";
 import { DType, type Tensor } from "../native/tensor.ts";
 import type { Batch, BatchLimits } from "./batch.ts";
 import { DeviceBatch } from "./device-batch.ts";
 import { DecodeGraphs } from "./graphs.ts";
 import { type PoolPlan, planPool, type StepLimits, stepLimits } from "./memory-plan.ts";
-import { attentionBackend, measureScratch } from "./scratch.ts";
+import { measureScratch } from "./scratch.ts";
 import { StagingLayout, StepSlot } from "./staging.ts";
 import type { StepEngine } from "./types.ts";
 
 /** Steps that may be prepared or in flight: one computed, one launched, one being filled. */
 const STEP_SLOTS = 3;
+
+/** msgl_attention_backend of an option. */
+const ATTENTION_BACKENDS = { auto: MSGL_ATTENTION_AUTO, fa: MSGL_ATTENTION_FA, fi: MSGL_ATTENTION_FI } as const;
 
 /** A loaded model and what it is computed in. */
 export interface LoadedModel {
@@ -140,10 +144,8 @@ export class Engine implements StepEngine {
     const { config, dtype, activationType } = this.loaded;
     const shape = { heads: config.numHeads, kvHeads: config.numKvHeads, headDim: config.headDim };
     const { maxSequences, maxTokens } = steps;
-    const backends = {
-      prefill: attentionBackend(options.attention.prefill),
-      decode: attentionBackend(options.attention.decode),
-    };
+    const { prefill, decode } = options.attention;
+    const backends = { prefill: ATTENTION_BACKENDS[prefill], decode: ATTENTION_BACKENDS[decode] };
     const { device } = this;
     return new AttentionPlan(device, shape, options.pageSize, maxSequences, maxTokens, activationType, dtype, backends);
   }

@@ -1,16 +1,9 @@
 import { KvPool, Step } from "../layer/step.ts";
-import type { AttentionBackend } from "../message/types.ts";
 import { Arena, type Device } from "../native/device.ts";
 import type { AttentionPlan, ExpandedBatch } from "../native/ops.ts";
-import { MSGL_ATTENTION_AUTO, MSGL_ATTENTION_FA, MSGL_ATTENTION_FI } from "../native/symbols.ts";
 import { DType } from "../native/tensor.ts";
 import type { LoadedModel } from "./engine.ts";
 import type { StepLimits } from "./memory-plan.ts";
-
-/** msgl_attention_backend of an option. */
-export function attentionBackend(name: AttentionBackend): number {
-  return { auto: MSGL_ATTENTION_AUTO, fa: MSGL_ATTENTION_FA, fi: MSGL_ATTENTION_FI }[name];
-}
 
 /**
  * Bytes of activations that the largest step needs: the forward is recorded once over an arena without memory, and the
