@@ -12,6 +12,7 @@ const built = resolve(process.env.MINISGL_EXECUTABLE ?? join(root, "minisgl"));
 export const model = resolve(process.env.MINISGL_MODEL ?? join(root, "models/SmolLM2-135M-Instruct.Q4_1.gguf"));
 
 export interface ServerInfo {
+  num_steps: number;
   num_running_requests: number;
   num_waiting_requests: number;
   num_used_pages: number;
