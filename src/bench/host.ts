@@ -67,7 +67,7 @@ export async function benchStep(options: EngineOptions): Promise<Figure[]> {
     randomItems(shapes, info.vocabularySize).forEach(({ tokens, maxTokens }, index) => {
       const sampling = { temperature: 0.6, topK: 0, topP: 1, minP: 0, seed: index };
       const request = { uid: index + 1, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds: [] };
-      scheduler.add({ ...request, ignoreEos: true });
+      scheduler.add({ ...request, ignoreEos: true, queuedAt: 0 });
     });
     while (timed.gaps.length < WARM_STEPS + STEPS && scheduler.step()) output.publish();
     const gaps = timed.gaps.slice(WARM_STEPS);

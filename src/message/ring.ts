@@ -3,7 +3,7 @@
  *
  *   word 0       records published so far (producer writes)    } modulo 2^32, each on a cache line of its own, so that
  *   word 16      records consumed so far (consumer writes)     } the two threads do not fight over one
- *   word 32 ...  capacity records of 4 words: uid, token, finish, cachedTokens
+ *   word 32 ...  capacity records of 5 words: uid, token, finish, cachedTokens, waited
  *
  * The producer publishes once a step: one store and one notify, however many tokens. It waits when the ring is full;
  * the consumer never does.
@@ -13,7 +13,7 @@ import type { FinishCode } from "./types.ts";
 const PUBLISHED = 0;
 const CONSUMED = 16;
 const HEADER_WORDS = 32;
-const RECORD_WORDS = 4;
+const RECORD_WORDS = 5;
 
 /** Stands for the token of a record that carries only a finish. */
 export const NO_TOKEN = -1;
@@ -24,12 +24,13 @@ export interface TokenOutput {
    * One token of a sequence, NO_TOKEN if it ended without one.
    * @param finish Why the sequence ended with this record; Finish.none if it goes on.
    * @param cachedTokens Tokens of the prompt that were found in the prefix cache.
+   * @param waited Microseconds from Request.queuedAt to the launch of the first step, below 2^31; 0 if there was none.
    */
-  push(uid: number, token: number, finish: FinishCode, cachedTokens: number): void;
+  push(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void;
 }
 
 /** Receives the records in the order they were pushed. */
-export type TokenInput = (uid: number, token: number, finish: FinishCode, cachedTokens: number) => void;
+export type TokenInput = (uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number) => void;
 
 /** Memory of a ring of `capacity` records, a power of two. */
 export function createRing(capacity = 16384): SharedArrayBuffer {
@@ -73,7 +74,7 @@ export class RingProducer implements TokenOutput {
     }
   }
 
-  push(uid: number, token: number, finish: FinishCode, cachedTokens: number): void {
+  push(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
     this.reserve(1);
     const { words } = this;
     const at = HEADER_WORDS + (this.written & this.mask) * RECORD_WORDS;
@@ -81,6 +82,7 @@ export class RingProducer implements TokenOutput {
     words[at + 1] = token;
     words[at + 2] = finish;
     words[at + 3] = cachedTokens;
+    words[at + 4] = waited;
     this.written = (this.written + 1) | 0;
   }
 
@@ -114,7 +116,7 @@ export class RingConsumer {
     if (count === 0) return 0;
     for (let record = this.consumed; record !== published; record = (record + 1) | 0) {
       const at = HEADER_WORDS + (record & mask) * RECORD_WORDS;
-      accept(words[at], words[at + 1], words[at + 2] as FinishCode, words[at + 3]);
+      accept(words[at], words[at + 1], words[at + 2] as FinishCode, words[at + 3], words[at + 4]);
     }
     this.consumed = published;
     Atomics.store(words, CONSUMED, published);

@@ -65,6 +65,8 @@ export interface Request {
   stopTokenIds: readonly number[];
   /** Do not end at the model's EOS ids (stopTokenIds still end it). */
   ignoreEos: boolean;
+  /** When it was sent, in milliseconds that mean the same in every thread: performance.timeOrigin + performance.now(). */
+  queuedAt: number;
 }
 
 /** Why a sequence ended. The values are the ring's codes. */

@@ -27,6 +27,8 @@ export interface AnswerParts {
 export class Answer implements Generation, AsyncIterableIterator<GenerationEvent, undefined> {
   cachedTokens = 0;
   completionTokens = 0;
+  startedAt = 0;
+  readonly queuedAt = performance.now();
   /** Runtime's mark for answers that got something in this drain. */
   touched = false;
   private started = false;
@@ -46,11 +48,12 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
   ) {}
 
   /** Takes a record of the ring; the consumer hears of it at wake(). `token` is negative where there is none. */
-  accept(token: number, finish: FinishCode, cachedTokens: number): void {
+  accept(token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
     if (this.ended) return;
     if (!this.started) {
       this.started = true;
       this.cachedTokens = cachedTokens;
+      if (waited > 0) this.startedAt = this.queuedAt + waited / 1000;
       this.parts.onStart(this);
     }
     if (token >= 0) {

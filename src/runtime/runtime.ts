@@ -48,7 +48,7 @@ export class Runtime implements RuntimeInterface {
     onProgress: OnProgress,
   ) {
     const die = (error: Error): void => this.die(error);
-    const accept: TokenInput = (uid, token, finish, cachedTokens) => this.accept(uid, token, finish, cachedTokens);
+    const accept: TokenInput = (...record) => this.accept(...record);
     this.scheduler = new SchedulerClient(spawn, options, accept, () => this.wakeTouched(), onProgress, die);
     // Only these are kept of the checkpoint: a tokenizer's source is some 100 MB.
     this.defaults = options.samplingDefaults === "model" ? checkpoint.generation : {};
@@ -201,7 +201,12 @@ export class Runtime implements RuntimeInterface {
     });
     signal?.addEventListener("abort", abort);
     this.answers.set(uid, answer);
-    this.scheduler.add({ uid, tokens: Int32Array.from(tokens), ...limits });
+    this.scheduler.add({
+      uid,
+      tokens: Int32Array.from(tokens),
+      queuedAt: performance.timeOrigin + answer.queuedAt,
+      ...limits,
+    });
     return answer;
   }
 
@@ -212,10 +217,10 @@ export class Runtime implements RuntimeInterface {
   }
 
   /** A record of the ring. Those of answers that have ended here come a little longer, and are dropped. */
-  private accept(uid: number, token: number, finish: FinishCode, cachedTokens: number): void {
+  private accept(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
     const answer = this.answers.get(uid);
     if (answer === undefined) return;
-    answer.accept(token, finish, cachedTokens);
+    answer.accept(token, finish, cachedTokens, waited);
     if (answer.touched) return;
     answer.touched = true;
     this.touched.push(answer);

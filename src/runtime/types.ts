@@ -76,6 +76,8 @@ export interface Generation extends AsyncIterable<GenerationEvent> {
   /** Known from the first event on. */
   readonly cachedTokens: number;
   readonly completionTokens: number;
+  /** When its first step was launched, in milliseconds of performance.now(), known as cachedTokens is; 0: never. */
+  readonly startedAt: number;
   abort(): void;
 }
 

@@ -94,7 +94,7 @@ export class Scheduler {
     if (tokens.length < 1 || maxTokens < 1 || length > context) {
       const asked = `a prompt of ${tokens.length} tokens and ${maxTokens} more`;
       this.output.reject?.(uid, `${asked} cannot be served: at least one each, at most ${context} together`);
-      this.output.push(uid, NO_TOKEN, Finish.error, 0);
+      this.output.push(uid, NO_TOKEN, Finish.error, 0, 0);
       return;
     }
     const sequence = new Sequence(request, this.engine.eosTokenIds);
@@ -282,7 +282,7 @@ export class Scheduler {
   private accept(sequence: Sequence, token: number): void {
     this.count(Statistic.generatedTokens, 1);
     const finish = sequence.append(token);
-    if (finish === Finish.none) this.output.push(sequence.uid, token, finish, sequence.cachedTokens);
+    if (finish === Finish.none) this.output.push(sequence.uid, token, finish, sequence.cachedTokens, sequence.waited);
     else this.end(sequence, token, finish);
   }
 
@@ -290,7 +290,7 @@ export class Scheduler {
     if (sequence.state !== "waiting") this.memory.release(sequence);
     sequence.state = "ended";
     this.sequences.delete(sequence.uid);
-    this.output.push(sequence.uid, token, finish, Math.max(0, sequence.cachedTokens));
+    this.output.push(sequence.uid, token, finish, Math.max(0, sequence.cachedTokens), sequence.waited);
     this.someEnded = true;
   }
 
@@ -316,7 +316,7 @@ export class Scheduler {
 
   private countStart(sequence: Sequence): void {
     if (sequence.cachedTokens >= 0) return;
-    sequence.cachedTokens = sequence.computed;
+    sequence.start(sequence.computed);
     this.count(Statistic.promptTokens, sequence.promptLength);
     this.count(Statistic.cachedTokens, sequence.cachedTokens);
   }

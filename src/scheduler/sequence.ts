@@ -35,11 +35,15 @@ export class Sequence {
   aborted = false;
   /** Prompt tokens found in the cache when it first started; -1 before. */
   cachedTokens = -1;
+  /** Microseconds from Request.queuedAt to its first start. */
+  waited = 0;
+  private readonly queuedAt: number;
   private readonly stopTokenIds: readonly number[];
 
   constructor(request: Request, eosTokenIds: readonly number[]) {
     const { tokens, maxTokens } = request;
     this.uid = request.uid;
+    this.queuedAt = request.queuedAt;
     this.sampling = request.sampling;
     this.promptLength = this.length = tokens.length;
     this.maxLength = tokens.length + maxTokens;
@@ -52,6 +56,13 @@ export class Sequence {
   /** Rows of one token can be launched for it: it has not been seen to end, and is not at its length limit. */
   get decodes(): boolean {
     return this.state === "decode" && !this.aborted && this.computed + 1 < this.maxLength;
+  }
+
+  /** Notes its first start. */
+  start(cachedTokens: number): void {
+    this.cachedTokens = cachedTokens;
+    const waited = (performance.timeOrigin + performance.now() - this.queuedAt) * 1000;
+    this.waited = Math.min(Math.max(0, Math.round(waited)), 2 ** 31 - 1);
   }
 
   /** Adds a sampled token and says whether it is the last. */

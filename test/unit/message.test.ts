@@ -4,10 +4,10 @@ import { createRing, NO_TOKEN, RingConsumer, RingProducer } from "../../src/mess
 import { createStatistics, readStatistics } from "../../src/message/statistics.ts";
 import { Finish, Statistic } from "../../src/message/types.ts";
 
-type Record4 = [uid: number, token: number, finish: number, cachedTokens: number];
+type RingRecord = [uid: number, token: number, finish: number, cachedTokens: number, waited: number];
 
-function collector(): { records: Record4[]; accept: (...record: Record4) => void } {
-  const records: Record4[] = [];
+function collector(): { records: RingRecord[]; accept: (...record: RingRecord) => void } {
+  const records: RingRecord[] = [];
   return { records, accept: (...record) => records.push(record) };
 }
 
@@ -17,15 +17,15 @@ describe("ring", () => {
     const producer = new RingProducer(ring);
     const consumer = new RingConsumer(ring);
     const { records, accept } = collector();
-    producer.push(1, 100, Finish.none, 3);
-    producer.push(2, NO_TOKEN, Finish.abort, 0);
+    producer.push(1, 100, Finish.none, 3, 250);
+    producer.push(2, NO_TOKEN, Finish.abort, 0, 0);
     expect(consumer.drain(accept)).toBe(0);
     producer.publish();
     expect(consumer.drain(accept)).toBe(2);
     expect(consumer.drain(accept)).toBe(0);
     expect(records).toEqual([
-      [1, 100, Finish.none, 3],
-      [2, NO_TOKEN, Finish.abort, 0],
+      [1, 100, Finish.none, 3, 250],
+      [2, NO_TOKEN, Finish.abort, 0, 0],
     ]);
   });
 
@@ -37,7 +37,7 @@ describe("ring", () => {
     const { records, accept } = collector();
     for (let round = 0; round < 5; round++) {
       expect(producer.room).toBe(4);
-      for (let i = 0; i < 4; i++) producer.push(round + 1, i, Finish.none, 0);
+      for (let i = 0; i < 4; i++) producer.push(round + 1, i, Finish.none, 0, 0);
       expect(producer.room).toBe(0);
       producer.publish();
       consumer.drain(accept);
@@ -56,7 +56,7 @@ describe("ring", () => {
     const consumer = new RingConsumer(ring);
     const { records, accept } = collector();
     for (let i = 0; i < 20; i += 5) {
-      for (let j = 0; j < 5; j++) producer.push(1, i + j, Finish.none, 0);
+      for (let j = 0; j < 5; j++) producer.push(1, i + j, Finish.none, 0, 0);
       expect(producer.room).toBe(3);
       producer.publish();
       expect(consumer.drain(accept)).toBe(5);
@@ -110,7 +110,7 @@ describe("ring", () => {
     const drained = Promise.withResolvers<void>();
     const running = consumer.run(accept, drained.resolve);
     await Bun.sleep(5);
-    producer.push(9, 1, Finish.none, 0);
+    producer.push(9, 1, Finish.none, 0, 0);
     producer.publish();
     await drained.promise;
     expect(records).toHaveLength(1);

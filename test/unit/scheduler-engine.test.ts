@@ -73,6 +73,7 @@ function makeRequests(): Request[] {
       maxTokens: random.integer(5, 40),
       stopTokenIds: [],
       ignoreEos: i % 2 === 1,
+      queuedAt: 0,
     };
   });
 }
@@ -87,7 +88,7 @@ function serve(engine: Engine, options: Partial<SchedulerOptions>, oneByOne = fa
   const watched = new Watched(engine, !settled.overlap);
   let output = new Recorder();
   const scheduler = new Scheduler(watched, settled, {
-    push: (...record) => output.push(...record),
+    push: (uid, token, finish, cachedTokens) => output.push(uid, token, finish, cachedTokens),
   });
   const finish = () => {
     while (scheduler.step()) scheduler.checkInvariants();

@@ -27,12 +27,12 @@ class EchoScheduler implements LoopScheduler {
   add(request: Request): void {
     if (request.sampling.seed === Seeds.crash) throw new Error("the echo model has crashed");
     if (request.sampling.seed === Seeds.exit) process.exit(0);
-    if (request.sampling.seed === Seeds.reject) this.output.push(request.uid, NO_TOKEN, Finish.error, 0);
+    if (request.sampling.seed === Seeds.reject) this.output.push(request.uid, NO_TOKEN, Finish.error, 0, 0);
     else this.running.set(request.uid, { request, drawn: 0 });
   }
 
   abort(uid: number): void {
-    if (this.running.delete(uid)) this.output.push(uid, NO_TOKEN, Finish.abort, 0);
+    if (this.running.delete(uid)) this.output.push(uid, NO_TOKEN, Finish.abort, 0, 0);
   }
 
   flushCache(): boolean {
@@ -46,7 +46,7 @@ class EchoScheduler implements LoopScheduler {
       const token = request.tokens[sequence.drawn++ % request.tokens.length];
       const finish = this.finishOf(token, sequence.drawn, request);
       if (finish !== Finish.none) this.running.delete(uid);
-      this.output.push(uid, token, finish, request.tokens.length - 1);
+      this.output.push(uid, token, finish, request.tokens.length - 1, 1);
     }
     Atomics.store(this.statistics, Statistic.runningRequests, this.running.size);
     Atomics.add(this.statistics, Statistic.steps, 1);

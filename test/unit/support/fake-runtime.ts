@@ -33,6 +33,7 @@ const bytes = (text: string): number[] => [...new TextEncoder().encode(text)];
 
 class FakeGeneration implements Generation {
   completionTokens = 0;
+  readonly startedAt = performance.now();
   aborted = false;
   ended = false;
   private readonly onAbort = Promise.withResolvers<void>();

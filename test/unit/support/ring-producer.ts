@@ -14,7 +14,7 @@ const producer = new RingProducer(ring, () => Atomics.add(stallCount, 0, 1));
 for (let pushed = 0; pushed < count; ) {
   producer.reserve(Math.min(perStep, producer.capacity));
   for (let i = 0; i < perStep && pushed < count; i++, pushed++) {
-    producer.push(pushed + 1, pushed * 7, pushed === count - 1 ? Finish.length : Finish.none, pushed & 15);
+    producer.push(pushed + 1, pushed * 7, pushed === count - 1 ? Finish.length : Finish.none, pushed & 15, 0);
   }
   producer.publish();
 }

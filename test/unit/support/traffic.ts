@@ -89,7 +89,16 @@ export function request(
   more: Partial<Request> = {},
 ): Request {
   const sampling = { temperature: 0, topK: 0, topP: 1, minP: 0, seed: 0 };
-  return { uid, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds: [], ignoreEos: true, ...more };
+  return {
+    uid,
+    tokens: Int32Array.from(tokens),
+    sampling,
+    maxTokens,
+    stopTokenIds: [],
+    ignoreEos: true,
+    queuedAt: 0,
+    ...more,
+  };
 }
 
 /** `count` tokens that belong to `name`. */
@@ -172,6 +181,7 @@ function drawRequest(uid: number, plan: Plan, random: Random, seen: Int32Array[]
     },
     stopTokenIds: random.chance(0.2) ? [random.integer(1, 999)] : [],
     ignoreEos: random.chance(0.3),
+    queuedAt: 0,
   };
 }
 
