@@ -7,7 +7,7 @@ namespace {
 
 /// Words of a row of sequence_rows, as minisgl.h orders them.
 struct SequenceRow {
-  int32_t slot, start, count, token_begin, page_begin, sample_index;
+  int32_t slot, start, count, token_begin, page_begin, sample_index, sample_count;
 };
 
 struct Expansion {
@@ -26,11 +26,12 @@ void expand_row(const Expansion &out, int32_t index, const SequenceRow &row, con
   }
   std::copy_n(row_pages, pages, out.pages + row.page_begin);
   out.last_page_length[index] = context - (pages - 1) * page_size;
-  if (row.sample_index >= 0) out.sample_rows[row.sample_index] = row.token_begin + row.count - 1;
+  const int32_t end = row.token_begin + row.count;
+  for (int32_t i = 0; i < row.sample_count; ++i) out.sample_rows[row.sample_index + i] = end - row.sample_count + i;
   out.query_begin[index] = row.token_begin;
   out.page_begin[index] = row.page_begin;
   // The next row overwrites these with the same sums; after the last row they stay.
-  out.query_begin[index + 1] = row.token_begin + row.count;
+  out.query_begin[index + 1] = end;
   out.page_begin[index + 1] = row.page_begin + pages;
 }
 
@@ -57,7 +58,7 @@ MSGL_EXPORT int32_t msgl_expand(msgl_device *device, int32_t *ids, int32_t *posi
     out.query_begin[0] = out.page_begin[0] = 0;
     for (int32_t i = 0; i < sequences; ++i) {
       SequenceRow row;
-      std::memcpy(&row, sequence_rows + int64_t{i} * 6, sizeof row);
+      std::memcpy(&row, sequence_rows + int64_t{i} * 7, sizeof row);
       expand_row(out, i, row, token_table + row.slot * token_stride, page_table + row.slot * page_stride, page_size);
     }
   });

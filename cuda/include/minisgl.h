@@ -80,6 +80,30 @@ typedef struct msgl_sampling {
   uint32_t seed_high;
 } msgl_sampling;
 
+/* How the tokens so far change a row of logits before it is sampled. 32 bytes; lies in device memory. */
+typedef struct msgl_penalties {
+  int32_t row;           /* of the logits */
+  int32_t slot;          /* row of the token table with the sequence's tokens */
+  int32_t prompt_length; /* its first tokens, which presence and frequency leave out */
+  int32_t length;        /* tokens so far, prompt included */
+  float repetition;      /* 1: none */
+  float presence;        /* 0: none */
+  float frequency;       /* 0: none */
+  int32_t reserved;
+} msgl_penalties;
+
+/* Whose logprob is wanted of one row of logits. 8 bytes; lies in device memory. */
+typedef struct msgl_logprob_row {
+  int32_t row;   /* of the logits */
+  int32_t token; /* -1: the one that was sampled */
+} msgl_logprob_row;
+
+/* Most alternatives that msgl_logprobs gives. */
+enum msgl_limits { MSGL_MAX_TOP_LOGPROBS = 20 };
+
+/* Bits of msgl_linear_tune's variant: out += ..., a bias, gate and up with their product. */
+enum msgl_linear_variant { MSGL_LINEAR_ADD = 1, MSGL_LINEAR_BIAS = 2, MSGL_LINEAR_GATED = 4 };
+
 /* Bits of msgl_sample's flags: what at least one row of the batch needs. */
 enum msgl_sample_flags { MSGL_SAMPLE_RANDOM = 1, MSGL_SAMPLE_FILTER = 2 };
 
@@ -192,14 +216,14 @@ int32_t msgl_table_write(msgl_device *device, int32_t *table, const int32_t *pat
                          int32_t count, int64_t row_stride);
 
 /*
- * Expands a batch. sequence_rows [sequences, 6]: slot, start (position of its first token in this step), count,
- * token_begin (sum of the counts before it), page_begin (sum of the pages before it), sample_index (its row in
- * sample_rows, -1 if it does not sample in this step). A sequence's context ends at start + count and has
- * ceil((start + count) / page_size) pages.
+ * Expands a batch. sequence_rows [sequences, 7]: slot, start (position of its first token in this step), count,
+ * token_begin (sum of the counts before it), page_begin (sum of the pages before it), sample_index and sample_count (of
+ * its last sample_count tokens logits are wanted, from row sample_index of sample_rows on; 0: of none). A sequence's
+ * context ends at start + count and has ceil((start + count) / page_size) pages.
  *   ids[tokens]            token_table[slot, position]
  *   positions[tokens]      start .. start + count - 1
  *   cache_rows[tokens]     page_table[slot, position / page_size] * page_size + position % page_size
- *   sample_rows[samples]   the token row (0 .. tokens - 1) that is the last of its sequence
+ *   sample_rows[samples]   the token rows (0 .. tokens - 1) whose logits are wanted
  *   query_begin[sequences + 1], page_begin[sequences + 1]   prefix sums
  *   pages[]                the page ids of each context, one after the other
  *   last_page_length[sequences]  tokens in the context's last page
@@ -292,6 +316,22 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
 /* ---- sampling -------------------------------------------------------------------------------------------------------------- */
 
 /*
+ * logits[row, id] += value for each of entries[count, 3]: row, id, value (the bits of an F32; -infinity bans the id). Of
+ * the entries for one (row, id) at most one is finite, so their order does not matter.
+ */
+int32_t msgl_logit_bias(msgl_device *device, float *logits, const int32_t *entries, int32_t count, int32_t vocabulary);
+
+/*
+ * Applies penalties[count], at most one a row, to logits[rows, vocabulary]. Of a row's tokens token_table[slot, 0 .. length):
+ *   repetition  every id among them: l / repetition where l > 0, else l * repetition
+ *   presence    then every id among those from prompt_length on: l - presence
+ *   frequency   then once for each of those: l - frequency
+ * seen [count, 2, ceil(vocabulary / 32)] is working memory, zero before and afterwards.
+ */
+int32_t msgl_penalize(msgl_device *device, float *logits, int32_t *seen, const int32_t *token_table,
+                      const msgl_penalties *penalties, int32_t count, int32_t vocabulary, int64_t token_stride);
+
+/*
  * tokens[count] from logits[count, vocabulary] (F32) by sampling[count]; each is also written to
  * token_table[slot, position]. With a temperature: softmax(logits / temperature), of which top_k keeps the k most
  * probable (ties: lower ids first), then top_p the fewest most probable that reach p of what is left, min_p those with
@@ -302,6 +342,28 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
 int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, const float *logits,
                     const msgl_sampling *sampling, int32_t count, int32_t vocabulary, int64_t token_stride,
                     int32_t flags);
+
+/*
+ * log_softmax(logits[row]) of rows[count]: logprobs[count] of the wanted token (tokens[row] where it is -1), and the
+ * `top` (0 .. MSGL_MAX_TOP_LOGPROBS) largest, descending, of equal ones the lower id first: top_ids[count, top],
+ * top_logprobs[count, top] (both may be null if top is 0).
+ */
+int32_t msgl_logprobs(msgl_device *device, float *logprobs, int32_t *top_ids, float *top_logprobs, const float *logits,
+                      const int32_t *tokens, const msgl_logprob_row *rows, int32_t count, int32_t vocabulary,
+                      int32_t top);
+
+/* ---- choosing algorithms ------------------------------------------------------------------------------------------------------ */
+
+/*
+ * Times the algorithms that could compute a product out[tokens, n] = x[tokens, k] weight[n, k]^T on weights that no
+ * cache holds, uses the fastest from now on and writes it to text as a line of msgl_linear_algorithms (with a
+ * terminating 0; empty where the device has nothing to choose). variant: msgl_linear_variant. Not an op: it waits.
+ */
+int32_t msgl_linear_tune(msgl_device *device, char *text, int64_t bytes, int64_t n, int64_t k, int32_t tokens,
+                         int32_t dtype, int32_t out_dtype, int32_t variant);
+/* Takes a table of lines that msgl_linear_tune wrote for devices of this name; before anything is captured.
+ * used: the lines that apply here. */
+int32_t msgl_linear_algorithms(msgl_device *device, const char *table, int32_t *used);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 /*
  * batch.cu: from the few words a sequence that the host uploads to what the kernels of a step read.
  *
- * A sequence's row:  slot, start, count, token_begin, page_begin, sample_index
+ * A sequence's row:  slot, start, count, token_begin, page_begin, sample_index, sample_count
  *
  *   token_table [slots, token_stride]   slot's row:  t0 t1 t2 | t3 t4 |        start = 3, count = 2
  *   page_table  [slots, page_stride]    slot's row:  p0 p1 p2                  page_size = 2, context 5
@@ -50,8 +50,9 @@ __global__ void expand_kernel(const Expansion e) {
   dependency_wait();
   dependency_trigger();
   const int sequence = blockIdx.x;
-  const int32_t *row = e.sequence_rows + 6 * sequence;
-  const int slot = row[0], start = row[1], count = row[2], token_begin = row[3], page_begin = row[4], sample = row[5];
+  const int32_t *row = e.sequence_rows + 7 * sequence;
+  const int slot = row[0], start = row[1], count = row[2], token_begin = row[3], page_begin = row[4];
+  const int sample_index = row[5], sample_count = row[6];
   const int context = start + count;
   const int pages = (context + e.page_size - 1) / e.page_size;
   const int thread = blockIdx.y * blockDim.x + threadIdx.x, threads = gridDim.y * blockDim.x;
@@ -62,7 +63,6 @@ __global__ void expand_kernel(const Expansion e) {
     e.query_begin[sequence] = token_begin;
     e.page_begin[sequence] = page_begin;
     e.last_page_length[sequence] = context - (pages - 1) * e.page_size;
-    if (sample >= 0) e.sample_rows[sample] = token_begin + count - 1;
     if (sequence == e.sequences - 1) {
       e.query_begin[e.sequences] = token_begin + count;
       e.page_begin[e.sequences] = page_begin + pages;
@@ -74,6 +74,8 @@ __global__ void expand_kernel(const Expansion e) {
     e.positions[token_begin + i] = position;
     e.cache_rows[token_begin + i] = pages_of_slot[position / e.page_size] * e.page_size + position % e.page_size;
   }
+  for (int i = thread; i < sample_count; i += threads)
+    e.sample_rows[sample_index + i] = token_begin + count - sample_count + i;
   for (int i = thread; i < pages; i += threads) e.pages[page_begin + i] = pages_of_slot[i];
 }
 

@@ -3,6 +3,7 @@
 // MINISGL_NULL_STEP_US=n, what stands between two event records takes n microseconds, as on a device that is busy.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -200,6 +201,16 @@ MSGL_EXPORT int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *t
   return 0;
 }
 
+/// Every token is as probable as any other.
+MSGL_EXPORT int32_t msgl_logprobs(msgl_device *device, float *logprobs, int32_t *top_ids, float *top_logprobs,
+                                  const float *logits, const int32_t *tokens, const msgl_logprob_row *rows,
+                                  int32_t count, int32_t vocabulary, int32_t top) {
+  const float logprob = -std::log(static_cast<float>(vocabulary));
+  std::fill_n(logprobs, count, logprob);
+  for (int32_t i = 0; i < count * top; ++i) top_ids[i] = i % top, top_logprobs[i] = logprob;
+  return 0;
+}
+
 // Ops that do nothing. Their arguments are named in minisgl.h.
 #define MSGL_DOES_NOTHING(name, ...) \
   MSGL_EXPORT int32_t name(__VA_ARGS__) { return 0; }
@@ -243,3 +254,8 @@ MSGL_DOES_NOTHING(msgl_attention_plan_update, msgl_device *, msgl_attention_plan
 MSGL_DOES_NOTHING(msgl_attention, msgl_device *, void *, const void *, const void *, const void *,
                   msgl_attention_plan *, const int32_t *, const int32_t *, const int32_t *, const int32_t *, int32_t,
                   float)
+MSGL_DOES_NOTHING(msgl_logit_bias, msgl_device *, float *, const int32_t *, int32_t, int32_t)
+MSGL_DOES_NOTHING(msgl_penalize, msgl_device *, float *, int32_t *, const int32_t *, const msgl_penalties *, int32_t,
+                  int32_t, int64_t)
+MSGL_DOES_NOTHING(msgl_linear_tune, msgl_device *, char *, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t, int32_t)
+MSGL_DOES_NOTHING(msgl_linear_algorithms, msgl_device *, const char *, int32_t *)

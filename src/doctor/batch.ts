@@ -10,7 +10,7 @@ export interface HostBatch {
   pageSize: number;
   /** Rows of the KV pool. */
   poolRows: number;
-  /** [sequences, 6] */
+  /** [sequences, 7] */
   sequenceRows: number[];
   /** [sequences, tokenStride] and [sequences, pageStride] */
   tokenTable: Int32Array;
@@ -37,7 +37,10 @@ export const STEPS = {
   chunk: [[1000, 96]] as Row[],
 };
 
-/** A step whose pages lie scattered over the pool, and of which every third sequence does not sample. */
+/**
+ * A step whose pages lie scattered over the pool, of whose sequences every third has no logits and every
+ * second those of its last two tokens.
+ */
 export function hostBatch(rows: readonly Row[], pageSize: number): HostBatch {
   const sequences = rows.length;
   const contextLengths = Int32Array.from(rows, ([start, count]) => start + count);
@@ -51,7 +54,9 @@ export function hostBatch(rows: readonly Row[], pageSize: number): HostBatch {
   const [queryBegin, pageBegin] = [[0], [0]];
   rows.forEach(([start, count], index) => {
     const slot = sequences - 1 - index;
-    sequenceRows.push(slot, start, count, ids.length, pages.length, index % 3 === 2 ? -1 : sampleRows.length);
+    const sampleCount = index % 3 === 2 ? 0 : Math.min(count, 1 + (index % 2));
+    const sampleIndex = sampleCount === 0 ? -1 : sampleRows.length;
+    sequenceRows.push(slot, start, count, ids.length, pages.length, sampleIndex, sampleCount);
     for (let page = 0; page < pageCounts[index]; page++) {
       pageTable[slot * pageStride + page] = (pages.length * 40503 + 1) % poolPages; // an odd factor: each page once
       pages.push(pageTable[slot * pageStride + page]);
@@ -62,7 +67,7 @@ export function hostBatch(rows: readonly Row[], pageSize: number): HostBatch {
       positions.push(position);
       cacheRows.push(page * pageSize + (position % pageSize));
     }
-    if (index % 3 !== 2) sampleRows.push(ids.length - 1);
+    for (let left = sampleCount; left > 0; left--) sampleRows.push(ids.length - left);
     queryBegin.push(ids.length);
     pageBegin.push(pages.length);
     lastPageLength.push(((start + count - 1) % pageSize) + 1);

@@ -5,7 +5,7 @@
 import type { Sampling } from "../message/types.ts";
 
 /** Words of a row of `sequence_rows` (see msgl_expand). */
-export const ROW_WORDS = 6;
+export const ROW_WORDS = 7;
 /** Words of a patch of msgl_table_write. */
 export const PATCH_WORDS = 4;
 /** Words of a msgl_sampling. */
@@ -71,7 +71,7 @@ export class Batch {
     /** Index of the step slot it belongs to. */
     readonly slot: number,
     readonly limits: BatchLimits,
-    /** [maxSequences, ROW_WORDS]: slot, start, count, token_begin, page_begin, sample_index. */
+    /** [maxSequences, ROW_WORDS]: slot, start, count, token_begin, page_begin, sample_index, sample_count. */
     readonly rows: Int32Array,
     /** [maxSequences, SAMPLING_WORDS]: a msgl_sampling for each row that samples. */
     readonly samplingRows: Int32Array,
@@ -106,6 +106,7 @@ export class Batch {
     this.rows[at + 3] = this.tokens;
     this.rows[at + 4] = this.pages;
     this.rows[at + 5] = sample;
+    this.rows[at + 6] = sampling === null ? 0 : 1;
     this.queryLengths[index] = count;
     this.contextLengths[index] = context;
     this.tokens += count;

@@ -83,6 +83,7 @@ export class DeviceBatch {
       rows[at + 3] = tokens + extra;
       rows[at + 4] = pages + extra;
       rows[at + 5] = index;
+      rows[at + 6] = 1;
       queryLengths[index] = 1;
       contextLengths[index] = 1;
     }

@@ -9,6 +9,10 @@ export const MSGL_Q4_0 = 9;
 export const MSGL_Q4_1 = 10;
 export const MSGL_Q4_K = 11;
 export const MSGL_Q6_K = 12;
+export const MSGL_MAX_TOP_LOGPROBS = 20;
+export const MSGL_LINEAR_ADD = 1;
+export const MSGL_LINEAR_BIAS = 2;
+export const MSGL_LINEAR_GATED = 4;
 export const MSGL_SAMPLE_RANDOM = 1;
 export const MSGL_SAMPLE_FILTER = 2;
 export const MSGL_DEBUG_DELAY = 1;
@@ -18,6 +22,8 @@ export const MSGL_ATTENTION_FI = 2;
 
 export const msgl_properties = { name: 0, library: 128, total_memory: 256, free_memory: 264, compute_units: 272, capability: 276, dtypes: 280, weight_dtypes: 284, float_activations: 288, asynchronous: 292, bytes: 296 } as const;
 export const msgl_sampling = { slot: 0, position: 4, temperature: 8, top_k: 12, top_p: 16, min_p: 20, seed_low: 24, seed_high: 28, bytes: 32 } as const;
+export const msgl_penalties = { row: 0, slot: 4, prompt_length: 8, length: 12, repetition: 16, presence: 20, frequency: 24, reserved: 28, bytes: 32 } as const;
+export const msgl_logprob_row = { row: 0, token: 4, bytes: 8 } as const;
 
 export const symbols = {
   msgl_last_error: { args: [], returns: "cstring" },
@@ -71,5 +77,10 @@ export const symbols = {
   msgl_attention_plan_destroy: { args: ["ptr", "ptr"], returns: "i32" },
   msgl_attention_plan_update: { args: ["ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
   msgl_attention: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "f32"], returns: "i32" },
+  msgl_logit_bias: { args: ["ptr", "ptr", "ptr", "i32", "i32"], returns: "i32" },
+  msgl_penalize: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64"], returns: "i32" },
   msgl_sample: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i32"], returns: "i32" },
+  msgl_logprobs: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
+  msgl_linear_tune: { args: ["ptr", "ptr", "i64", "i64", "i64", "i32", "i32", "i32", "i32"], returns: "i32" },
+  msgl_linear_algorithms: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
 } as const;

@@ -112,7 +112,7 @@ function attend(
   const { shape } = contexts;
   const width = shape.heads * shape.headDim;
   const stepRows: StepRow[] = step.map(([slot, start, count]) => {
-    return { slot, start, count, pages: pool.pages[slot] as number[], sample: true };
+    return { slot, start, count, pages: pool.pages[slot] as number[], samples: 1 };
   });
   const batch = expandStep(on, stepRows, pool.pageSize);
   const plan = planFor(on, shape, batch, pool.pageSize, contexts.cache);
@@ -232,7 +232,7 @@ describe.each(shapes)("attention with %o", (shape) => {
 
 test("a step that the plan has no room for is refused", () => {
   const contexts = new Contexts({ heads: 2, kvHeads: 1, headDim: 64 }, cacheTypes[0] as DType, [8]);
-  const batch = expandStep(device, [{ slot: 0, start: 0, count: 4, pages: [0], sample: false }], 16);
+  const batch = expandStep(device, [{ slot: 0, start: 0, count: 4, pages: [0], samples: 0 }], 16);
   const plan = planFor(device, contexts.shape, batch, 16, contexts.cache);
   const lengths = Int32Array.of(8, 8);
   expect(() => plan.update(lengths, lengths, 1, 0, false)).toThrow(/8 tokens/);

@@ -24,18 +24,15 @@ test("table_write writes runs at rows and columns, and nothing else", () => {
 describe.each([1, 3, 16])("expand with pages of %d", (pageSize) => {
   const pagesOf = (slot: number, length: number) =>
     Array.from({ length: Math.ceil(length / pageSize) + 1 }, (_, i) => (i * 37 + slot * 1009) % 5003);
-  const row = (slot: number, start: number, count: number, sample: boolean): StepRow => {
-    return { slot, start, count, sample, pages: pagesOf(slot, start + count) };
+  const row = (slot: number, start: number, count: number, samples: number): StepRow => {
+    return { slot, start, count, samples, pages: pagesOf(slot, start + count) };
   };
   const tokenAt = (slot: number, position: number) => slot * 1000 + position;
 
   test.each<[string, StepRow[]]>([
-    ["one token", [row(0, 0, 1, true)]],
-    [
-      "decode rows, then chunks",
-      [row(5, 47, 1, true), row(2, 48, 1, true), row(0, 15, 40, false), row(7, 0, 16, true)],
-    ],
-    ["pages that end with the context", [row(1, 0, 48, true), row(3, 47, 1, true), row(0, 0, 3, true)]],
+    ["one token", [row(0, 0, 1, 1)]],
+    ["decode rows, then chunks", [row(5, 47, 1, 1), row(2, 48, 1, 1), row(0, 15, 40, 0), row(7, 0, 16, 9)]],
+    ["pages that end with the context", [row(1, 0, 48, 1), row(3, 47, 1, 1), row(0, 0, 3, 1)]],
   ])("%s", (_, step) => {
     const batch = expandStep(device, step, pageSize, tokenAt);
     const positions = step.flatMap(({ start, count }) => Array.from({ length: count }, (_, i) => start + i));
@@ -57,7 +54,9 @@ describe.each([1, 3, 16])("expand with pages of %d", (pageSize) => {
         const page = (owner[i] as StepRow).pages[Math.floor(position / pageSize)] as number;
         return page * pageSize + (position % pageSize);
       }),
-      sampleRows: step.flatMap((one, i) => (one.sample ? [(ends[i + 1] as number) - 1] : [])),
+      sampleRows: step.flatMap(({ samples }, i) =>
+        Array.from({ length: samples }, (_, j) => (ends[i + 1] as number) - samples + j),
+      ),
       queryBegin: ends,
       pageBegin: sums(step.map((one) => used(one).length)),
       pages: step.flatMap(used),

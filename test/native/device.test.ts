@@ -175,7 +175,7 @@ describe("graphs", () => {
 
 test("an error that the stream meets comes with the next wait, once", () => {
   const shape = { heads: 1, kvHeads: 1, headDim: 64 };
-  const batch = expandStep(device, [{ slot: 0, start: 0, count: 4, pages: [0], sample: false }], 16);
+  const batch = expandStep(device, [{ slot: 0, start: 0, count: 4, pages: [0], samples: 0 }], 16);
   const plan = planFor(device, shape, batch, 16, activation);
   const cache = device.tensor(activation, [16, 64]);
   const x = device.tensor(activation, [2, 64]);

@@ -136,7 +136,7 @@ describe.each<Heads>([
   const { heads, kvHeads, headDim, rotaryDim, norm, cache } = shape;
   const [pageSize, pages, tokens] = [3, 8, 7];
   const width = (heads + 2 * kvHeads) * headDim;
-  const step = expandStep(device, [{ slot: 0, start: 4, count: tokens, pages: [5, 0, 7, 2], sample: true }], pageSize);
+  const step = expandStep(device, [{ slot: 0, start: 4, count: tokens, pages: [5, 0, 7, 2], samples: 1 }], pageSize);
   const qkv = rounded(randomValues(1, tokens * width), activation);
   const angles = randomValues(2, 16 * (rotaryDim / 2), 3);
   const table = Float64Array.from({ length: 16 * rotaryDim }, (_, i) => {

@@ -106,7 +106,7 @@ export interface StepRow {
   start: number;
   count: number;
   pages: readonly number[];
-  sample: boolean;
+  samples: number;
 }
 
 export interface ExpandedStep extends ExpandedBatch {
@@ -131,10 +131,11 @@ export function expandStep(
   const tokenTable = new Int32Array(slots * length);
   const sequenceRows: number[] = [];
   let [tokens, pages, samples] = [0, 0, 0];
-  for (const { slot, start, count, pages: list, sample } of step) {
+  for (const { slot, start, count, pages: list, samples: wanted } of step) {
     pageTable.set(list, slot * stride);
     for (let i = 0; i < start + count; i++) tokenTable[slot * length + i] = tokenAt(slot, i);
-    sequenceRows.push(slot, start, count, tokens, pages, sample ? samples++ : -1);
+    sequenceRows.push(slot, start, count, tokens, pages, wanted > 0 ? samples : -1, wanted);
+    samples += wanted;
     tokens += count;
     pages += Math.ceil((start + count) / pageSize);
   }
