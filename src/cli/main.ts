@@ -15,15 +15,14 @@ import {
   engineFlags,
   GroupedHelp,
   type SamplingFlags,
-  type ServerFlags,
   samplingFlags,
-  serverFlags,
   toParameters,
   toRuntimeOptions,
 } from "./options.ts";
 import { startRuntime } from "./runtime.ts";
 import { score } from "./score.ts";
 import { serve } from "./serve.ts";
+import { type ServerFlags, serverFlags } from "./server-options.ts";
 import { type ShellFlags, shell } from "./shell.ts";
 import { integer } from "./values.ts";
 

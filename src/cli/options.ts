@@ -4,7 +4,7 @@ import type { EngineOptions } from "../message/types.ts";
 import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { GenerationParameters, RuntimeOptions } from "../runtime/types.ts";
 import { UserError } from "./errors.ts";
-import { address, attention, available, choice, collect, integer, number } from "./values.ts";
+import { attention, available, choice, collect, integer, number } from "./values.ts";
 
 /** An option with any number of names; all set the same attribute. The first name stands for it in help. */
 class NamedOption extends Option {
@@ -57,7 +57,7 @@ interface Extra {
 }
 
 /** An option and its aliases: `flags` is "--name, --alias, ... <value>". */
-function option(group: string, flags: string, description: string, extra: Extra = {}): Option[] {
+export function option(group: string, flags: string, description: string, extra: Extra = {}): Option[] {
   const names = flags.match(/--[a-z-]+/g) as string[];
   const value = flags.match(/[<[].*$/)?.[0] ?? "";
   return names.map((name, index) => {
@@ -115,9 +115,8 @@ export function engineFlags(): Option[] {
       defaultText: "the model's",
     }),
     ...option(model, "--tokenizer-count, --num-tokenizer <n>", "threads that apply templates and tokenize", {
-      parse: integer(0, 64),
-      default: 0,
-      defaultText: "1",
+      parse: integer(1, 64),
+      default: DEFAULT_OPTIONS.numTokenizers,
     }),
     ...option(model, "--sampling-defaults <from>", "what requests that leave a field out get: model or openai", {
       parse: choice(["model", "openai"]),
@@ -215,30 +214,9 @@ export function toRuntimeOptions(flags: EngineFlags): RuntimeOptions {
     graphMaxBatchSize: flags.graph,
     attention: flags.attn,
     overlap: flags.overlap ?? !disabled,
-    numTokenizers: flags.tokenizerCount || DEFAULT_OPTIONS.numTokenizers,
+    numTokenizers: flags.tokenizerCount,
     samplingDefaults: flags.samplingDefaults,
   };
-}
-
-export interface ServerFlags {
-  host: string;
-  port: number;
-  servedModelName?: string;
-  shell?: boolean;
-}
-
-/** Options of `serve` alone. */
-export function serverFlags(): Option[] {
-  const group = "Server:";
-  return [
-    ...option(group, "--host <address>", "address to listen on", { parse: address, default: "127.0.0.1" }),
-    ...option(group, "--port <number>", "port to listen on; 0: any that is free", {
-      parse: integer(0, 65535),
-      default: 1919,
-    }),
-    ...option(group, "--served-model-name <name>", "the model's name in the API; without it, the --model given"),
-    ...option(group, "--shell, --shell-mode", "talk to the model in the terminal instead of serving it"),
-  ];
 }
 
 export interface SamplingFlags {

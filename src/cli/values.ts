@@ -60,6 +60,25 @@ export function attention(text: string): { prefill: AttentionBackend; decode: At
   return { prefill, decode: names.length === 2 ? read((names[1] as string).trim()) : prefill };
 }
 
+/** Reads origins as a list with commas, or as vLLM's JSON list. */
+export function origins(text: string): string[] {
+  const parts = text.trim().startsWith("[") ? parseList(text) : text.split(",").map((part) => part.trim());
+  for (const part of parts) {
+    if (part !== "*" && !/^[a-z][a-z0-9+.-]*:\/\/[^\s/]+$/i.test(part)) {
+      throw new InvalidArgumentError("It must be *, or origins such as https://example.com with commas between them.");
+    }
+  }
+  return parts;
+}
+
+function parseList(text: string): string[] {
+  try {
+    return (JSON.parse(text) as unknown[]).map(String);
+  } catch {
+    throw new InvalidArgumentError('It must be a list such as ["https://example.com"].');
+  }
+}
+
 /** Reads tokens into a list; the option may be given several times. */
 export function collect(text: string, previous: string[] | undefined): string[] {
   return [...(previous ?? []), text];

@@ -117,6 +117,17 @@ export class Runtime implements RuntimeInterface {
     return this.scheduler.statistics();
   }
 
+  /** Whether there is work, as a watchdog sees it: here, or in the scheduler's own words of its last step. */
+  get busy(): boolean {
+    const { runningRequests, waitingRequests } = this.statistics();
+    return this.answers.size + runningRequests + waitingRequests > 0;
+  }
+
+  /** Steps launched so far, modulo 2^31. */
+  get steps(): number {
+    return this.statistics().steps;
+  }
+
   async flushCache(): Promise<boolean> {
     this.checkAlive();
     return this.scheduler.flushCache();

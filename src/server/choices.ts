@@ -8,6 +8,7 @@ import {
   type RuntimeInterface,
 } from "../runtime/types.ts";
 import type { RequestRecord, ServerContext } from "./context.ts";
+import { HttpError } from "./errors.ts";
 import type { Timing } from "./metrics.ts";
 
 export interface ChoicesRequest {
@@ -38,9 +39,12 @@ export class Choices {
   /** Choice j of prompt i is number i * n + j. */
   generations: readonly Generation[] = [];
   private timings: Timing[] = [];
-  private readonly finishReasons: (string | null)[] = [];
+  private readonly finishReasons: string[] = [];
   private readonly arrived = performance.now();
-  private ended = false;
+  private readonly settled = Promise.withResolvers<RequestRecord>();
+  private hasEnded = false;
+  private timedOut = false;
+  private timer: Timer | undefined;
 
   private constructor(
     readonly id: string,
@@ -60,8 +64,9 @@ export class Choices {
     }
     const choices = new Choices(request.id, request.n, context);
     context.enter(choices);
+    choices.limitTime(context.options.requestTimeoutSeconds);
     const started = await Promise.allSettled(request.prompts.map((prompt) => startPrompt(runtime, prompt, request)));
-    const failed = started.find((result) => result.status === "rejected");
+    const failed = choices.timedOut ? { reason: timeout() } : started.find((result) => result.status === "rejected");
     choices.generations = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
     const { arrived } = choices;
     choices.timings = choices.generations.map(() => ({ arrived, firstEvent: 0, lastEvent: 0 }));
@@ -95,10 +100,19 @@ export class Choices {
     return answer;
   }
 
-  /** Tells metrics and log of an event of choice number `choice` that is handed on. */
+  /**
+   * Tells metrics and log of an event of choice number `choice` that is handed on.
+   * @throws HttpError where the answer ends because its time is up
+   */
   note(choice: number, event: GenerationEvent): void {
     this.context.metrics.event(this.generations[choice], event, this.timings[choice]);
     if (event.finishReason !== null) this.finishReasons[choice] = event.finishReason;
+    if (event.finishReason === "abort" && this.timedOut) throw timeout();
+  }
+
+  /** Resolves when the request has ended, with what the log tells of it. */
+  get ended(): Promise<RequestRecord> {
+    return this.settled.promise;
   }
 
   usage(): Usage {
@@ -115,26 +129,44 @@ export class Choices {
 
   /** Takes the request off the list of those under way. */
   end(): void {
-    if (this.ended) return;
-    this.ended = true;
+    if (this.hasEnded) return;
+    this.hasEnded = true;
+    clearTimeout(this.timer);
     this.context.leave(this);
-    if (this.generations.length > 0) this.context.options.onAnswered(this.record());
+    this.settled.resolve(this.record());
+  }
+
+  private limitTime(seconds: number): void {
+    if (seconds === 0) return;
+    this.timer = setTimeout(() => {
+      this.timedOut = true;
+      this.abort();
+    }, seconds * 1000);
   }
 
   private record(): RequestRecord {
     const { prompt_tokens, completion_tokens, prompt_tokens_details } = this.usage();
-    const first = this.timings.reduce((least, { firstEvent }) => Math.min(least, firstEvent || Infinity), Infinity);
+    const least = (times: number[]) => times.reduce((first, time) => Math.min(first, time || Infinity), Infinity);
+    const started = least(this.generations.map(({ startedAt }) => startedAt));
+    const first = least(this.timings.map(({ firstEvent }) => firstEvent));
+    const last = Math.max(...this.timings.map(({ lastEvent }) => lastEvent));
     return {
       id: this.id,
       choices: this.generations.length,
       promptTokens: prompt_tokens,
       cachedTokens: prompt_tokens_details.cached_tokens,
       completionTokens: completion_tokens,
-      finishReasons: this.generations.map((_, choice) => this.finishReasons[choice] ?? null),
-      firstToken: first === Infinity ? null : first - this.arrived,
-      end: performance.now() - this.arrived,
+      // An answer whose reader leaves is aborted without an event that says so.
+      finishReasons: this.generations.map((_, choice) => this.finishReasons[choice] ?? "abort"),
+      queue: started === Infinity ? null : started - this.arrived,
+      prefill: started === Infinity || first === Infinity ? null : first - started,
+      decode: first === Infinity ? null : last - first,
     };
   }
+}
+
+function timeout(): HttpError {
+  return new HttpError(503, "the request took longer than this server allows", { code: "request_timeout" });
 }
 
 export function usageOf(promptTokens: number, completionTokens: number, cachedTokens: number): Usage {

@@ -3,6 +3,7 @@ import { basename } from "node:path";
 import type { RuntimeInterface } from "../runtime/types.ts";
 import type { Choices } from "./choices.ts";
 import { HttpError } from "./errors.ts";
+import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
 
 /** Gives the runtime, or null while the model is loading. */
@@ -23,22 +24,28 @@ export interface ServerOptions {
   apiKeys?: readonly string[];
   /** Keys of the admin routes where they are not those of the users. */
   adminKeys?: readonly string[];
-  /** Takes a record of each answered request, for the log. */
-  onAnswered?: (record: RequestRecord) => void;
+  /** Prometheus needs a key for /metrics too. */
+  protectMetrics?: boolean;
+  /** Seconds from a request's arrival to the end of its answer; 0: as long as it takes. */
+  requestTimeoutSeconds?: number;
+  /** Takes a line for each request; null: none are told. */
+  requestLog?: Log | null;
   /** Shown by /server_info as `options`. */
   settings?: object;
 }
 
-/** What the log says of a request. Times in milliseconds from its arrival; null for what did not happen. */
+/** What the log says of a request that was queued. Times in milliseconds; null for what did not happen. */
 export interface RequestRecord {
   id: string;
   choices: number;
   promptTokens: number;
   cachedTokens: number;
   completionTokens: number;
-  finishReasons: (string | null)[];
-  firstToken: number | null;
-  end: number;
+  finishReasons: string[];
+  /** From arrival to the launch of the first step, thence to the first token, and thence to the last one. */
+  queue: number | null;
+  prefill: number | null;
+  decode: number | null;
 }
 
 export const defaultOptions: Required<ServerOptions> = {
@@ -49,7 +56,9 @@ export const defaultOptions: Required<ServerOptions> = {
   stallTimeoutSeconds: 60,
   apiKeys: [],
   adminKeys: [],
-  onAnswered: () => {},
+  protectMetrics: false,
+  requestTimeoutSeconds: 0,
+  requestLog: null,
   settings: {},
 };
 

@@ -4,6 +4,10 @@ import type { Generation, GenerationEvent, RuntimeStatistics } from "../runtime/
 /** Upper bounds of buckets in seconds. */
 const firstTokenBounds = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60];
 const betweenTokensBounds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1, 2.5];
+const phaseBounds = [
+  0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480,
+];
+const tokenBounds = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
 const endToEndBounds = [0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480];
 
 class Histogram {
@@ -47,6 +51,12 @@ export class Metrics {
   private readonly firstToken = new Histogram(firstTokenBounds);
   private readonly betweenTokens = new Histogram(betweenTokensBounds);
   private readonly endToEnd = new Histogram(endToEndBounds);
+  private readonly queue = new Histogram(phaseBounds);
+  private readonly prefill = new Histogram(phaseBounds);
+  private readonly decode = new Histogram(phaseBounds);
+  private readonly inference = new Histogram(phaseBounds);
+  private readonly promptLengths = new Histogram(tokenBounds);
+  private readonly answerLengths = new Histogram(tokenBounds);
   /** Tokens at the last look at the throughput, and what it was then. */
   private throughput = { at: performance.now(), tokens: 0, value: 0 };
 
@@ -67,6 +77,14 @@ export class Metrics {
     if (finishReason === null) return;
     this.finished[finishReason]++;
     this.endToEnd.observe((now - timing.arrived) / 1000);
+    this.promptLengths.observe(generation.promptTokens.length);
+    this.answerLengths.observe(generation.completionTokens);
+    const { startedAt } = generation;
+    if (startedAt === 0) return;
+    this.queue.observe((startedAt - timing.arrived) / 1000);
+    this.prefill.observe((timing.firstEvent - startedAt) / 1000);
+    this.decode.observe((now - timing.firstEvent) / 1000);
+    this.inference.observe((now - startedAt) / 1000);
   }
 
   /** Tokens a second since the last look, or since an older one where that was less than a second ago. */
@@ -110,6 +128,12 @@ export class Metrics {
     histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", this.firstToken);
     histogram("vllm:inter_token_latency_seconds", "From token to token.", this.betweenTokens);
     histogram("vllm:e2e_request_latency_seconds", "From arrival to the last token.", this.endToEnd);
+    histogram("vllm:request_queue_time_seconds", "From arrival to the launch of the first step.", this.queue);
+    histogram("vllm:request_prefill_time_seconds", "From that to the first token.", this.prefill);
+    histogram("vllm:request_decode_time_seconds", "From the first token to the last.", this.decode);
+    histogram("vllm:request_inference_time_seconds", "Prefill and decode together.", this.inference);
+    histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", this.promptLengths);
+    histogram("vllm:request_generation_tokens", "Tokens of an answer.", this.answerLengths);
     const success = "vllm:request_success_total";
     const reasons = Object.entries(this.finished);
     const samples = reasons.map(([reason, count]) => `${success}{${labels},finished_reason="${reason}"} ${count}`);
@@ -118,6 +142,12 @@ export class Metrics {
     gauge("sglang:num_queue_reqs", "Requests that wait.", waitingRequests);
     gauge("sglang:token_usage", "Share of the KV pages that sequences hold, 0 to 1.", usage);
     gauge("sglang:cache_hit_rate", "Share of all prompt tokens that were cached.", this.cacheHitRate);
+    counter("sglang:prompt_tokens_total", "Prompt tokens.", this.promptTokens);
+    counter("sglang:generation_tokens_total", "Generated tokens.", this.generatedTokens);
+    histogram("sglang:time_to_first_token_seconds", "From arrival to the first token.", this.firstToken);
+    histogram("sglang:inter_token_latency_seconds", "From token to token.", this.betweenTokens);
+    histogram("sglang:e2e_request_latency_seconds", "From arrival to the last token.", this.endToEnd);
+    histogram("sglang:queue_time_seconds", "From arrival to the launch of the first step.", this.queue);
     gauge("sglang:gen_throughput", "Generated tokens a second.", this.tokensPerSecond());
     return `${lines.join("\n")}\n`;
   }

@@ -44,6 +44,7 @@ export async function answer(
     defaultMaxTokens: dialect.defaultMaxTokens,
     signal: c.req.raw.signal,
   });
+  c.set("choices", choices);
   const created = Math.floor(Date.now() / 1000);
   if (body.stream === true) {
     const format = new Chunks(choices, dialect, body, created, model);

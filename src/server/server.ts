@@ -4,11 +4,13 @@
  * openai.ts and event-stream.ts (how answers are written), then routes/.
  */
 import { Hono } from "hono";
+import type { Choices } from "./choices.ts";
 import { type RuntimeHolder, ServerContext, type ServerOptions } from "./context.ts";
 import { errorResponse, HttpError } from "./errors.ts";
 import { apiKey } from "./middleware/api-key.ts";
 import { accessControl } from "./middleware/cors.ts";
 import { requestId } from "./middleware/request-id.ts";
+import { requestLog as logRequests } from "./middleware/request-log.ts";
 import { adminRoutes } from "./routes/admin.ts";
 import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
@@ -26,7 +28,8 @@ export type Environment = {
     /** Takes the idle timeout off the connection. */
     untimed?: () => void;
   };
-  Variables: { requestId: string };
+  /** `choices`: what the request has queued, once it has. */
+  Variables: { requestId: string; choices?: Choices };
 };
 
 /** Seconds after which a connection is closed on which nothing happens: no request, or half of one. */
@@ -43,9 +46,10 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   const context = new ServerContext(runtime, options);
   const app = new Hono<Environment>({ getPath });
   app.use(requestId);
-  const { corsOrigins, apiKeys, adminKeys } = context.options;
+  const { corsOrigins, apiKeys, adminKeys, protectMetrics, requestLog } = context.options;
+  if (requestLog !== null) app.use(logRequests(requestLog));
   if (corsOrigins.length > 0) app.use(accessControl(corsOrigins));
-  app.use(apiKey(apiKeys, adminKeys));
+  app.use(apiKey(apiKeys, adminKeys, protectMetrics));
   healthRoutes(app, context);
   modelRoutes(app, context);
   chatRoutes(app, context);
@@ -93,19 +97,32 @@ export interface RunningServer extends Server {
   stop(): Promise<void>;
 }
 
+/** A certificate chain and its private key, in PEM. */
+export interface Certificate {
+  cert: string;
+  key: string;
+}
+
 /**
  * Listens on hostname:port (port 0: any free one).
  * @throws what Bun.serve throws, with code "EADDRINUSE" where the port is taken
  */
 export function serve(
   runtime: RuntimeHolder,
-  options: ServerOptions & { hostname: string; port: number; idleTimeoutSeconds?: number },
+  options: ServerOptions & {
+    hostname: string;
+    port: number;
+    idleTimeoutSeconds?: number;
+    /** Speaks HTTPS with it. */
+    certificate?: Certificate | null;
+  },
 ): RunningServer {
   const { app, context } = createServer(runtime, options);
   const server = Bun.serve({
     hostname: options.hostname,
     port: options.port,
     development: false,
+    tls: options.certificate ?? undefined,
     // Off by itself only in development: a second server on the port must fail, not share it.
     reusePort: false,
     // A stream may be silent for as long as a prompt is computed; readers that stall are cut off in event-stream.ts.

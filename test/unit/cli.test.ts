@@ -7,11 +7,11 @@ import {
   engineFlags,
   type SamplingFlags,
   samplingFlags,
-  serverFlags,
   toParameters,
   toRuntimeOptions,
 } from "../../src/cli/options.ts";
 import { formatBytes, Progress } from "../../src/cli/progress.ts";
+import { serverFlags } from "../../src/cli/server-options.ts";
 import { DEFAULT_OPTIONS } from "../../src/runtime/options.ts";
 
 /** The flags of a command with every option there is. */

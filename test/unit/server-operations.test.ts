@@ -1,12 +1,17 @@
 /** What operators ask of the server: keys, metrics, aborts, loads. */
 import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import OpenAI from "openai";
-import type { RequestRecord } from "../../src/server/context.ts";
+import { createLog, type LogFields } from "../../src/server/log.ts";
 import { FakeRuntime, hello, post, startServer } from "./support/fake-runtime.ts";
 
 const runtime = new FakeRuntime();
-const records: RequestRecord[] = [];
-const server = startServer(runtime, { onAnswered: (record) => records.push(record) });
+const lines: { level: string; fields: LogFields }[] = [];
+const server = startServer(runtime, {
+  requestLog: (level, message, fields = {}) => {
+    expect(message).toBe("request");
+    lines.push({ level, fields });
+  },
+});
 const get = (path: string) => fetch(new URL(path, server.url));
 const metric = async (line: string) => {
   const text = await (await get("/metrics")).text();
@@ -16,7 +21,7 @@ const metric = async (line: string) => {
 
 beforeEach(() => {
   runtime.calls = [];
-  records.length = 0;
+  lines.length = 0;
   runtime.script = () => hello;
 });
 afterAll(() => server.stop());
@@ -49,8 +54,14 @@ describe("keys", () => {
     expect(runtime.calls).toEqual([]);
   });
 
-  test("/health and /metrics are open", async () => {
+  test("/health and /metrics are open, unless /metrics is protected", async () => {
     for (const path of ["/health", "/metrics"]) expect((await ask(path, null)).status).toBe(200);
+    const closed = startServer(runtime, { apiKeys: ["alpha"], protectMetrics: true });
+    const metrics = new URL("/metrics", closed.url);
+    expect((await fetch(metrics)).status).toBe(401);
+    expect((await fetch(metrics, { headers: { authorization: "Bearer alpha" } })).status).toBe(200);
+    expect((await fetch(new URL("/health", closed.url))).status).toBe(200);
+    await closed.stop();
   });
 
   test("admin routes want the admin's key", async () => {
@@ -113,22 +124,124 @@ describe("metrics and log", () => {
     }
   });
 
-  test("a record of each request goes to the log", async () => {
+  test("queue, prefill and decode make up the time from arrival to end", async () => {
+    const sums = async () => {
+      const phases = ["queue", "prefill", "decode"].map((phase) => metric(`vllm:request_${phase}_time_seconds_sum`));
+      return (await Promise.all([...phases, metric("vllm:e2e_request_latency_seconds_sum")])) as number[];
+    };
+    runtime.script = () => ({ ...hello, before: (index) => Bun.sleep(index === 0 ? 30 : 10) });
+    const before = await sums();
+    await (await post(server, "/v1/completions", { prompt: "ab" })).text();
+    const [queue, prefill, decode, all] = (await sums()).map((sum, index) => sum - before[index]);
+    expect(queue).toBeLessThan(0.02);
+    expect(prefill).toBeGreaterThan(0.025);
+    expect(decode).toBeGreaterThan(0.015);
+    expect(queue + prefill + decode).toBeCloseTo(all, 6);
+  });
+});
+
+describe("the log of requests", () => {
+  test("has a line for each answer, with its tokens and times", async () => {
     const headers = { "x-request-id": "r1" };
+    runtime.script = () => ({ ...hello, cachedTokens: 1, before: () => Bun.sleep(5) });
     await (await post(server, "/v1/completions", { prompt: "ab", n: 2, stream: true }, { headers })).text();
-    expect(records).toEqual([
+    expect(lines).toEqual([
       {
-        id: "cmpl-r1",
-        choices: 2,
-        promptTokens: 2,
-        cachedTokens: 0,
-        completionTokens: 6,
-        finishReasons: ["stop", "stop"],
-        firstToken: expect.any(Number),
-        end: expect.any(Number),
+        level: "info",
+        fields: {
+          time: expect.stringMatching(/^\d{4}-.*Z$/),
+          request_id: "r1",
+          method: "POST",
+          route: "/v1/completions",
+          status: 200,
+          error: undefined,
+          disconnected: undefined,
+          id: "cmpl-r1",
+          choices: 2,
+          prompt_tokens: 2,
+          cached_tokens: 1,
+          completion_tokens: 6,
+          queue_ms: expect.any(Number),
+          prefill_ms: expect.any(Number),
+          decode_ms: expect.any(Number),
+          finish: "stop,stop",
+          total_ms: expect.any(Number),
+        },
       },
     ]);
-    expect(records[0].end).toBeGreaterThanOrEqual(records[0].firstToken!);
+    const { queue_ms, prefill_ms, decode_ms, total_ms } = lines[0].fields as Record<string, number>;
+    expect(prefill_ms).toBeGreaterThan(4);
+    expect(decode_ms).toBeGreaterThan(8);
+    expect(queue_ms + prefill_ms + decode_ms).toBeLessThan(total_ms + 0.3);
+  });
+
+  test("has those that were refused, with the reason, and polling only for debugging", async () => {
+    await post(server, "/v1/completions", { prompt: "" });
+    await get("/nowhere");
+    await get("/health");
+    expect(lines.map(({ level, fields }) => [level, fields.route, fields.status])).toEqual([
+      ["info", "/v1/completions", 400],
+      ["info", "/nowhere", 404],
+      ["debug", "/health", 200],
+    ]);
+    expect(lines[0].fields.error).toContain("empty");
+  });
+
+  test("tells of clients that left", async () => {
+    runtime.script = () => ({ ...hello, before: (index) => (index === 1 ? new Promise(() => {}) : undefined) });
+    const leave = new AbortController();
+    const response = await post(server, "/v1/completions", { prompt: "ab", stream: true }, { signal: leave.signal });
+    await response.body!.getReader().read();
+    leave.abort();
+    while (lines.length === 0) await Bun.sleep(1);
+    expect(lines[0].fields).toMatchObject({ status: 200, disconnected: true, finish: "abort", completion_tokens: 1 });
+  });
+
+  test("is text with quotes where they are needed, or JSON, from its level on", () => {
+    const written: string[] = [];
+    const write = (line: string, level: string) => written.push(`${level}: ${line}`);
+    const fields = { route: "/v1", error: 'no "x"', n: 2, left: undefined };
+    createLog("info", "text", write)("info", "request", fields);
+    createLog("warning", "text", write)("info", "request", fields);
+    createLog("warning", "json", write)("error", "request", fields);
+    expect(written[0]).toBe('info: minisgl: request route=/v1 error="no \\"x\\"" n=2\n');
+    expect(written).toHaveLength(2);
+    expect(JSON.parse(written[1].slice("error: ".length))).toEqual({
+      time: expect.any(String),
+      level: "error",
+      message: "request",
+      route: "/v1",
+      error: 'no "x"',
+      n: 2,
+    });
+  });
+});
+
+describe("a request whose time is up", () => {
+  const hasty = startServer(runtime, { requestTimeoutSeconds: 0.05 });
+  afterAll(() => hasty.stop());
+
+  test("is a 503, or an error event once its stream has begun, and its generations are aborted", async () => {
+    const body = { prompt: "ab", n: 2 };
+    runtime.script = () => ({ ...hello, before: () => new Promise(() => {}) });
+    const late = await post(hasty, "/v1/completions", body);
+    expect(late.status).toBe(503);
+    expect(await late.json()).toMatchObject({ error: { code: "request_timeout" } });
+    runtime.script = () => ({ ...hello, before: (index) => (index === 1 ? new Promise(() => {}) : undefined) });
+    const streamed = await post(hasty, "/v1/completions", { ...body, stream: true });
+    expect(streamed.status).toBe(200);
+    expect((await streamed.text()).trim().split("\n\n").slice(-2)).toEqual([
+      expect.stringContaining('"code":"request_timeout"'),
+      "data: [DONE]",
+    ]);
+    expect(runtime.calls.map(({ generation }) => generation.aborted)).toEqual([true, true, true, true]);
+    expect(hasty.context.active.size).toBe(0);
+  });
+
+  test("does not touch one that is done in time", async () => {
+    expect((await post(hasty, "/v1/completions", { prompt: "ab" })).status).toBe(200);
+    await Bun.sleep(80);
+    expect(runtime.calls[0].generation.aborted).toBe(false);
   });
 });
 

@@ -28,6 +28,7 @@ export function generateRoutes(app: Hono<Environment>, context: ServerContext): 
       defaultMaxTokens: 128,
       signal: c.req.raw.signal,
     });
+    c.set("choices", choices);
     const list = batch || choices.n > 1;
     if (body.stream === true) {
       const stream = await eventStream(choices, new Snapshots(choices, list), context.options.stallTimeoutSeconds);
