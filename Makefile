@@ -87,7 +87,7 @@ libraries: $(LIBRARIES) ## Builds the native libraries
 # ---- the executable -----------------------------------------------------------------------------------------------------
 
 ENTRIES := src/main.ts $(wildcard src/*-worker.ts)
-SOURCES := $(shell find src -name '*.ts' ! -name '*.generated.ts' -o -name '*.json' -path 'src/*')
+SOURCES := $(shell find src -type f ! -name '*.generated.ts')
 
 src/native/libraries.generated.ts: $(LIBRARIES) scripts/generate-libraries.ts node_modules/.installed
 	$(BUN) scripts/generate-libraries.ts cuda=$(BUILD)/libminisgl.so cpu=$(BUILD)/libminisgl-cpu.so \
