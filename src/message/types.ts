@@ -53,6 +53,21 @@ export interface Sampling {
   seed: number;
 }
 
+/** What the tokens so far do to the logits of the next. */
+export interface Penalties {
+  /** Divides the positive and multiplies the negative logits of all tokens so far, the prompt's too; 1: none. */
+  repetition: number;
+  /** Taken from the logit of each token generated so far, once, and once for each time; 0: none. */
+  presence: number;
+  frequency: number;
+}
+
+/** Added to the logits of some tokens, ids without repetition. */
+export interface LogitBias {
+  ids: Int32Array;
+  values: Float32Array;
+}
+
 /** One sequence to generate. Travels from main to the scheduler. */
 export interface Request {
   /** Positive, below 2^31, unique while the request lives. */
@@ -67,6 +82,18 @@ export interface Request {
   ignoreEos: boolean;
   /** When it was sent, in milliseconds that mean the same in every thread: performance.timeOrigin + performance.now(). */
   queuedAt: number;
+}
+
+/**
+ * Logprobs of some tokens in a row, by log_softmax of the model's logits, before bias, penalties and temperature.
+ * topIds and topLogprobs [tokens.length, top], descending.
+ */
+export interface LogprobRows {
+  tokens: Int32Array;
+  logprobs: Float32Array;
+  top: number;
+  topIds: Int32Array;
+  topLogprobs: Float32Array;
 }
 
 /** Why a sequence ended. The values are the ring's codes. */

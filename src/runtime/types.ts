@@ -40,7 +40,13 @@ export type Prompt =
   /** addSpecialTokens (BOS, where the model has one): true if left out. */
   | { text: string; addSpecialTokens?: boolean }
   | { tokens: readonly number[] }
-  | { messages: readonly ChatMessage[]; addGenerationPrompt?: boolean; templateArguments?: Record<string, unknown> };
+  | {
+      messages: readonly ChatMessage[];
+      addGenerationPrompt?: boolean;
+      /** The answer goes on with the last message, which is not closed. Excludes addGenerationPrompt. */
+      continueFinalMessage?: boolean;
+      templateArguments?: Record<string, unknown>;
+    };
 
 /** Fields left out take RuntimeOptions.samplingDefaults, then the usual defaults (temperature 1, no filters). */
 export interface GenerationParameters {
@@ -56,6 +62,30 @@ export interface GenerationParameters {
   stop?: readonly string[];
   stopTokenIds?: readonly number[];
   ignoreEos?: boolean;
+  /** Until so many tokens are generated, EOS and stop ids cannot be drawn; stop strings still end the answer. */
+  minTokens?: number;
+  /** Above 0; 1: none. Prompt and answer count. */
+  repetitionPenalty?: number;
+  /** -2 .. 2; 0: none. Only the answer counts. */
+  presencePenalty?: number;
+  frequencyPenalty?: number;
+  /** Added to the logits of token ids, -100 .. 100. */
+  logitBias?: ReadonlyMap<number, number>;
+  /** Report each token's logprob and those of the most probable ones, 0 .. 20 of them. Left out: no logprobs. */
+  logprobs?: number;
+  /** The same for the prompt's tokens; the prefix cache is not used then. */
+  promptLogprobs?: number;
+  /** The lower, the earlier it starts; 0 if left out. */
+  priority?: number;
+  /** Cached prefixes are shared only with requests of the same salt. */
+  cacheSalt?: string;
+}
+
+/** A token's logprob before bias, penalties and temperature, and the most probable tokens in its place, descending. */
+export interface TokenLogprob {
+  token: number;
+  logprob: number;
+  top: readonly { token: number; logprob: number }[];
 }
 
 export type FinishReason = "stop" | "length" | "abort";
@@ -64,6 +94,8 @@ export type FinishReason = "stop" | "length" | "abort";
 export interface GenerationEvent {
   text: string;
   tokens: number[];
+  /** Of each of tokens, where the request asked for them. */
+  logprobs?: TokenLogprob[];
   finishReason: FinishReason | null;
   /** What ended it, where it was a stop string or a token id other than EOS. */
   stopReason?: string | number;
