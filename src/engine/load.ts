@@ -28,6 +28,11 @@ function chooseType(option: DTypeOption, config: ModelConfig, properties: Device
   return option;
 }
 
+function checkLength(asked: number, { maxPosition }: ModelConfig): void {
+  if (asked <= maxPosition) return;
+  throw new Error(`--max-seq-len-override ${asked} is more than the ${maxPosition} tokens that the model was made for`);
+}
+
 /**
  * Loads a model onto a device and makes it ready to run.
  * @throws CheckpointError, NativeError or Error with one clear line: not found, wrong format, does not fit.
@@ -39,6 +44,7 @@ export async function loadEngine(
   const began = performance.now();
   const checkpoint = await openCheckpoint(options.model, { requireWeights: !options.dummyWeight });
   const { config, eosTokenIds } = checkpoint;
+  checkLength(options.maxSequenceLength, config);
   const { device, kind } = openDevice(options.device, options.threads);
   try {
     const properties = device.properties();
