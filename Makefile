@@ -13,7 +13,7 @@ NVCC ?= $(shell command -v nvcc 2>/dev/null)
 MAKEFLAGS += --jobs=$(shell nproc)
 
 all: minisgl
-.PHONY: all run test test-gpu demo-model libraries check format clean help
+.PHONY: all run test test-gpu demo-model libraries install check format clean help
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -121,6 +121,20 @@ test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
 # On a GPU host with nothing else installed: BUN_BE_BUN=1 ./minisgl test test/gpu
 test-gpu: minisgl ## Runs the tests that need a GPU
 	BUN_BE_BUN=1 ./minisgl test ./test/gpu
+
+# Where `make install` puts things, below DESTDIR. A configuration that is there already is left alone.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
+install: minisgl ## Installs the executable and the systemd service (PREFIX, DESTDIR)
+	install -D -m 755 minisgl $(DESTDIR)$(PREFIX)/bin/minisgl
+	install -d $(DESTDIR)$(UNITDIR)
+	sed -e 's|/usr/local/bin/|$(PREFIX)/bin/|' -e 's|/etc/minisgl/|$(SYSCONFDIR)/minisgl/|' scripts/minisgl.service \
+		> $(DESTDIR)$(UNITDIR)/minisgl.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/minisgl.service
+	test -e $(DESTDIR)$(SYSCONFDIR)/minisgl/minisgl.env || \
+		install -D -m 600 scripts/minisgl.env $(DESTDIR)$(SYSCONFDIR)/minisgl/minisgl.env
 
 check: node_modules/.installed src/native/libraries.generated.ts ## Type check and lint
 	$(BUN) run check
