@@ -361,3 +361,39 @@ export function sample(
   );
   device.check(status);
 }
+
+/** logits[row, id] += value for each of entries[count, 3]. */
+export function logitBias(device: Device, logits: Tensor, entries: Pointer, count: number): void {
+  const { library, handle } = device;
+  device.check(library.msgl_logit_bias(handle, logits.pointer, entries, count, widthOf(logits)));
+}
+
+/** Applies penalties[count] (msgl_penalties) to rows of the logits. seen [count, 2, ceil(vocabulary / 32)]: zero. */
+export function penalize(
+  device: Device,
+  logits: Tensor,
+  seen: Pointer,
+  tokenTable: Tensor,
+  penalties: Pointer,
+  count: number,
+): void {
+  const { library, handle } = device;
+  const [ids, strides] = [widthOf(logits), widthOf(tokenTable)];
+  device.check(library.msgl_penalize(handle, logits.pointer, seen, tokenTable.pointer, penalties, count, ids, strides));
+}
+
+/** Log-softmax of a token of each of rows[count] (msgl_logprob_row), and of the `top` most probable. */
+export function logprobs(
+  device: Device,
+  result: { logprobs: Pointer; topIds: Pointer; topLogprobs: Pointer },
+  logits: Tensor,
+  tokens: Pointer,
+  rows: Pointer,
+  count: number,
+  top: number,
+): void {
+  const { library, handle } = device;
+  const { logprobs: own, topIds, topLogprobs } = result;
+  const ids = widthOf(logits);
+  device.check(library.msgl_logprobs(handle, own, topIds, topLogprobs, logits.pointer, tokens, rows, count, ids, top));
+}
