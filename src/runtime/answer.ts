@@ -2,7 +2,13 @@
 import { Finish, type FinishCode } from "../message/types.ts";
 import type { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
 import type { StopMatcher } from "../tokenizer/stop.ts";
-import { type FinishReason, type Generation, type GenerationEvent, InvalidRequest } from "./types.ts";
+import {
+  type FinishReason,
+  type Generation,
+  type GenerationEvent,
+  InvalidRequest,
+  type TokenLogprob,
+} from "./types.ts";
 
 type Result = IteratorResult<GenerationEvent, undefined>;
 const END: Result = { done: true, value: undefined };
@@ -27,6 +33,7 @@ export interface AnswerParts {
 export class Answer implements Generation, AsyncIterableIterator<GenerationEvent, undefined> {
   cachedTokens = 0;
   completionTokens = 0;
+  promptLogprobs: readonly TokenLogprob[] = [];
   startedAt = 0;
   readonly queuedAt = performance.now();
   /** Runtime's mark for answers that got something in this drain. */

@@ -18,6 +18,7 @@ import {
   type RuntimeOptions,
   type RuntimeStatistics,
   type SpawnWorker,
+  type TokenText,
 } from "./types.ts";
 
 const LAST_UID = 2 ** 31 - 1;
@@ -28,6 +29,7 @@ export class Runtime implements RuntimeInterface {
   private readonly tokenizers: TokenizerPool | null;
   private readonly defaults: GenerationDefaults;
   readonly hasChatTemplate: boolean;
+  readonly thinks: boolean;
   private engine: EngineInfo | null = null;
   private table: TokenTable | null = null;
   private readonly answers = new Map<number, Answer>();
@@ -54,6 +56,7 @@ export class Runtime implements RuntimeInterface {
     this.defaults = options.samplingDefaults === "model" ? checkpoint.generation : {};
     const source = checkpoint.tokenizer;
     this.hasChatTemplate = source !== null && source.chatTemplate !== null;
+    this.thinks = source?.chatTemplate?.includes("<think>") ?? false;
     this.tokenizers = source === null ? null : new TokenizerPool(spawn, options.numTokenizers, source, die);
   }
 
@@ -111,6 +114,10 @@ export class Runtime implements RuntimeInterface {
     if (this.table === null) throw new InvalidRequest("this model has no tokenizer", "tokens");
     checkTokens(tokens, this.info.vocabularySize, "tokens");
     return this.table.decode(tokens, { skipSpecialTokens: false });
+  }
+
+  tokenText(token: number): TokenText | null {
+    return this.table === null ? null : { bytes: this.table.bytes(token), special: this.table.isSpecial(token) };
   }
 
   statistics(): RuntimeStatistics {

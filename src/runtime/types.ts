@@ -108,9 +108,19 @@ export interface Generation extends AsyncIterable<GenerationEvent> {
   /** Known from the first event on. */
   readonly cachedTokens: number;
   readonly completionTokens: number;
+  /** Of promptTokens[1] and on, where the request asked for them, else empty; known as cachedTokens is. */
+  readonly promptLogprobs: readonly TokenLogprob[];
   /** When its first step was launched, in milliseconds of performance.now(), known as cachedTokens is; 0: never. */
   readonly startedAt: number;
   abort(): void;
+}
+
+/** What one token stands for. */
+export interface TokenText {
+  /** Perhaps only a part of a character's. */
+  bytes: Uint8Array;
+  /** Texts of answers leave it out. */
+  special: boolean;
 }
 
 /** A request that cannot be served as it stands: becomes a 400. `parameter` names the field to change. */
@@ -145,6 +155,8 @@ export interface RuntimeStatistics {
 export interface RuntimeInterface {
   readonly info: EngineInfo;
   readonly hasChatTemplate: boolean;
+  /** Whether the chat template knows <think>: answers may begin with a chain of thought then. */
+  readonly thinks: boolean;
   /**
    * Tokenizes, checks and queues a request for one answer. Its iterator throws InvalidRequest if the scheduler turns
    * the request down, and the reason of a thread's death if one dies.
@@ -155,6 +167,8 @@ export interface RuntimeInterface {
   generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation>;
   encode(prompt: Prompt): Promise<number[]>;
   decode(tokens: readonly number[]): string;
+  /** Null where the model has no tokenizer. */
+  tokenText(token: number): TokenText | null;
   statistics(): RuntimeStatistics;
   /** Empties the prefix cache; false if requests were running. */
   flushCache(): Promise<boolean>;

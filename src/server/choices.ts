@@ -6,6 +6,7 @@ import {
   InvalidRequest,
   type Prompt,
   type RuntimeInterface,
+  type TokenLogprob,
 } from "../runtime/types.ts";
 import type { RequestRecord, ServerContext } from "./context.ts";
 import { HttpError } from "./errors.ts";
@@ -33,7 +34,22 @@ export interface Usage {
   prompt_tokens_details: { cached_tokens: number };
 }
 
-export type Answer = Required<Omit<GenerationEvent, "stopReason">> & Pick<GenerationEvent, "stopReason">;
+/** All events of a generation as one. */
+export class Answer {
+  text = "";
+  readonly tokens: number[] = [];
+  readonly logprobs: TokenLogprob[] = [];
+  finishReason: GenerationEvent["finishReason"] = null;
+  stopReason: GenerationEvent["stopReason"];
+
+  add(event: GenerationEvent): void {
+    this.text += event.text;
+    for (const token of event.tokens) this.tokens.push(token);
+    for (const logprob of event.logprobs ?? []) this.logprobs.push(logprob);
+    this.finishReason = event.finishReason;
+    this.stopReason = event.stopReason;
+  }
+}
 
 export class Choices {
   /** Choice j of prompt i is number i * n + j. */
@@ -89,13 +105,10 @@ export class Choices {
   }
 
   private async collectAnswer(choice: number): Promise<Answer> {
-    const answer: Answer = { text: "", tokens: [], finishReason: null };
+    const answer = new Answer();
     for await (const event of this.generations[choice]) {
       this.note(choice, event);
-      answer.text += event.text;
-      for (const token of event.tokens) answer.tokens.push(token);
-      answer.finishReason = event.finishReason;
-      answer.stopReason = event.stopReason;
+      answer.add(event);
     }
     return answer;
   }

@@ -2,7 +2,7 @@
 import type { Hono } from "hono";
 import { type Generation, type GenerationEvent, InvalidRequest, type Prompt } from "../../runtime/types.ts";
 import { readObject } from "../body.ts";
-import { type Answer, Choices } from "../choices.ts";
+import { Answer, Choices } from "../choices.ts";
 import type { ServerContext } from "../context.ts";
 import { eventStream, type StreamFormat, streamHeaders } from "../event-stream.ts";
 import { generationParameters, refuseUnsupported, textPrompts, tokenPrompts } from "../parameters.ts";
@@ -78,15 +78,12 @@ class Snapshots implements StreamFormat {
     private readonly choices: Choices,
     private readonly indexed: boolean,
   ) {
-    this.answers = choices.generations.map(() => ({ text: "", tokens: [], finishReason: null }));
+    this.answers = choices.generations.map(() => new Answer());
   }
 
   event(choice: number, event: GenerationEvent): string {
     const answer = this.answers[choice];
-    answer.text += event.text;
-    for (const token of event.tokens) answer.tokens.push(token);
-    answer.finishReason = event.finishReason;
-    answer.stopReason = event.stopReason;
+    answer.add(event);
     const snapshot = result(this.choices, choice, answer);
     return `data: ${JSON.stringify(this.indexed ? { ...snapshot, index: choice } : snapshot)}\n\n`;
   }

@@ -7,6 +7,8 @@ import {
   type Prompt,
   type RuntimeInterface,
   type RuntimeStatistics,
+  type TokenLogprob,
+  type TokenText,
 } from "../../../src/runtime/types.ts";
 import { type RunningServer, type ServerOptions, serve } from "../../../src/server/server.ts";
 
@@ -16,6 +18,8 @@ export interface Script {
   finishReason: "stop" | "length";
   stopReason?: string | number;
   cachedTokens?: number;
+  /** The tokens of each event, where they are not the event's number. */
+  tokens?: number[][];
   /** Waits for this before event `index`. */
   before?(index: number): Promise<unknown> | undefined;
 }
@@ -31,6 +35,13 @@ export interface Call {
 
 const bytes = (text: string): number[] => [...new TextEncoder().encode(text)];
 
+/** -token / 8; the most probable are 0, 1, 2, ... */
+const logprobOf = (token: number, top: number): TokenLogprob => ({
+  token,
+  logprob: -token / 8,
+  top: Array.from({ length: top }, (_, rank) => ({ token: rank, logprob: -rank / 8 })),
+});
+
 class FakeGeneration implements Generation {
   completionTokens = 0;
   readonly startedAt = performance.now();
@@ -42,8 +53,16 @@ class FakeGeneration implements Generation {
     readonly uid: number,
     readonly promptTokens: readonly number[],
     private readonly script: Script,
+    private readonly parameters: GenerationParameters,
     private readonly maxTokens: number,
   ) {}
+
+  get promptLogprobs(): readonly TokenLogprob[] {
+    const { promptLogprobs } = this.parameters;
+    return promptLogprobs === undefined
+      ? []
+      : this.promptTokens.slice(1).map((token) => logprobOf(token, promptLogprobs));
+  }
 
   get cachedTokens(): number {
     return this.script.cachedTokens ?? 0;
@@ -64,11 +83,19 @@ class FakeGeneration implements Generation {
           yield { text: "", tokens: [], finishReason: "abort" };
           return;
         }
-        this.completionTokens++;
-        const cut = this.completionTokens === this.maxTokens;
+        const tokens = this.script.tokens?.[index] ?? [index];
+        this.completionTokens += tokens.length;
+        const cut = this.completionTokens >= this.maxTokens;
         const last = index === pieces.length - 1;
         const finish = last ? finishReason : cut ? "length" : null;
-        yield { text, tokens: [index], finishReason: finish, ...(last && stopReason !== undefined && { stopReason }) };
+        const { logprobs: top } = this.parameters;
+        yield {
+          text,
+          tokens,
+          ...(top !== undefined && { logprobs: tokens.map((token) => logprobOf(token, top)) }),
+          finishReason: finish,
+          ...(last && stopReason !== undefined && { stopReason }),
+        };
         if (finish !== null) return;
       }
     } finally {
@@ -82,6 +109,7 @@ export class FakeRuntime implements RuntimeInterface {
   /** The answer to a prompt; throws to refuse it. */
   script: (prompt: string, choice: number) => Script = () => hello;
   hasChatTemplate = true;
+  thinks = false;
   flushable = true;
   readonly info = {
     model: "models/fake.gguf",
@@ -106,7 +134,7 @@ export class FakeRuntime implements RuntimeInterface {
     if (room < 1 || maxTokens > room) throw new InvalidRequest("longer than the context", "maxTokens", "too_long");
     const choice = this.calls.filter((call) => Buffer.from(call.tokens).equals(Buffer.from(tokens))).length;
     const script = this.script(this.decode(tokens), choice);
-    const generation = new FakeGeneration(this.calls.length + 1, tokens, script, maxTokens);
+    const generation = new FakeGeneration(this.calls.length + 1, tokens, script, parameters, maxTokens);
     signal?.addEventListener("abort", () => generation.abort());
     this.calls.push({ prompt, tokens, parameters, generation });
     return generation;
@@ -124,6 +152,10 @@ export class FakeRuntime implements RuntimeInterface {
 
   decode(tokens: readonly number[]): string {
     return new TextDecoder().decode(Uint8Array.from(tokens));
+  }
+
+  tokenText(token: number): TokenText {
+    return { bytes: Uint8Array.of(token), special: token === 255 };
   }
 
   statistics(): RuntimeStatistics {
