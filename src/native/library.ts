@@ -4,6 +4,7 @@
  * (a typed function for each op). The documentation of every function is cuda/include/minisgl.h.
  */
 import { dlopen, type Pointer, ptr } from "bun:ffi";
+import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { symbols } from "./symbols.ts";
 
 /** An error that the native library reported. */
@@ -29,10 +30,30 @@ export function openLibrary(path: string): Library {
     return library;
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new NativeError(
-      `cannot load the native library: ${reason}. It is unpacked to $BUN_TMPDIR, $TMPDIR or /tmp, ` +
-        "which must exist, be writable and allow execution",
-    );
+    throw new NativeError(explain(path, reason));
+  }
+}
+
+/** Why a library cannot be opened. Bun unpacks those within the executable first, and gives their own path if it fails. */
+function explain(path: string, reason: string): string {
+  const folder = process.env.BUN_TMPDIR || process.env.TMPDIR || "/tmp";
+  const unpacked = !reason.includes(`open library "${path}"`);
+  if (!unpacked && !path.startsWith("/$bunfs/")) return `cannot load the native library: ${reason}`;
+  const problem = unpacked ? reason.replace(/^.*: /, "") : whyNotWritten(folder, statSync(path).size);
+  return (
+    `cannot unpack the native library to ${folder}, or run it from there: ${problem}. ` +
+    "Set TMPDIR to a folder that can be written and allows execution"
+  );
+}
+
+function whyNotWritten(folder: string, bytes: number): string {
+  try {
+    accessSync(folder, constants.W_OK | constants.X_OK);
+    const { bavail, bsize } = statfsSync(folder);
+    if (bavail * bsize < bytes) return `there is no space left for ${bytes} bytes`;
+    return "it cannot be written";
+  } catch (error) {
+    return (error as Error).message;
   }
 }
 

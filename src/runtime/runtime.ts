@@ -127,7 +127,7 @@ export class Runtime implements RuntimeInterface {
   /** Whether there is work, as a watchdog sees it: here, or in the scheduler's own words of its last step. */
   get busy(): boolean {
     const { runningRequests, waitingRequests } = this.statistics();
-    return this.answers.size + runningRequests + waitingRequests > 0;
+    return this.live + runningRequests + waitingRequests > 0;
   }
 
   /** Steps launched so far, modulo 2^31. */

@@ -32,9 +32,14 @@ export class Installation {
 
   /** Starts the executable there. */
   spawn(...args: string[]): Bun.Subprocess<"ignore", "pipe", "pipe"> {
-    const child = Bun.spawn([join(this.folder, "minisgl"), ...args], {
+    return this.spawnCommand([join(this.folder, "minisgl"), ...args]);
+  }
+
+  /** Starts any command there, with more in its environment. */
+  spawnCommand(command: string[], environment: Record<string, string> = {}): Bun.Subprocess<"ignore", "pipe", "pipe"> {
+    const child = Bun.spawn(command, {
       cwd: this.folder,
-      env: { PATH: "/usr/bin:/bin", HOME: this.folder },
+      env: { PATH: "/usr/bin:/bin", HOME: this.folder, ...environment },
       stdout: "pipe",
       stderr: "pipe",
     });
@@ -43,8 +48,14 @@ export class Installation {
   }
 
   /** Runs it to its end. */
-  async run(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-    const child = this.spawn(...args);
+  run(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+    return this.ended(this.spawn(...args));
+  }
+
+  /** All that a process says until it ends. */
+  async ended(
+    child: Bun.Subprocess<"ignore", "pipe", "pipe">,
+  ): Promise<{ code: number; stdout: string; stderr: string }> {
     const [stdout, stderr, code] = await Promise.all([
       new Response(child.stdout).text(),
       new Response(child.stderr).text(),
