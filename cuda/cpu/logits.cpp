@@ -1,10 +1,10 @@
 // What is done to a row of logits before it is sampled, and what is told of it afterwards.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <numeric>
 
 #include "device.h"
+#include "sampling.h"
 
 using namespace msgl;
 
@@ -34,21 +34,13 @@ void penalize_row(float *logits, int32_t *seen, const int32_t *tokens, const msg
   if (how.frequency != 0) for (int32_t i = 0; i < count; ++i) logits[drawn[i]] -= how.frequency;
 }
 
-/// log(sum(exp(logits))), summed in the order of the ids.
-double log_sum_exp(const float *logits, int32_t vocabulary) {
-  const float largest = *std::max_element(logits, logits + vocabulary);
-  double sum = 0;
-  for (int32_t i = 0; i < vocabulary; ++i) sum += std::exp(logits[i] - largest);
-  return largest + std::log(sum);
-}
-
 /// The `count` ids with the largest logits, descending; of equal ones the lower id first.
 void find_top(int32_t *ids, int32_t count, const float *logits, int32_t vocabulary) {
   const auto before = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
   std::iota(ids, ids + count, 0);
   std::make_heap(ids, ids + count, before);  // the least of them is in front
-  for (int32_t id = count; id < vocabulary; ++id) {
-    if (!before(id, ids[0])) continue;
+  const auto next = [&](int32_t id) { return MSGL_PICK(first_above)(logits, id, vocabulary, logits[ids[0]]); };
+  for (int32_t id = next(count); id < vocabulary; id = next(id + 1)) {
     std::pop_heap(ids, ids + count, before);
     ids[count - 1] = id;
     std::push_heap(ids, ids + count, before);
@@ -88,7 +80,7 @@ MSGL_EXPORT int32_t msgl_logprobs(msgl_device *device, float *logprobs, int32_t 
     target.pool.run(count, [&](int64_t i) {
       const msgl_logprob_row &wanted = rows[i];
       const float *row = logits + int64_t{wanted.row} * vocabulary;
-      const double all = log_sum_exp(row, vocabulary);
+      const double all = MSGL_PICK(log_sum_exp)(row, vocabulary);
       logprobs[i] = static_cast<float>(row[wanted.token >= 0 ? wanted.token : tokens[wanted.row]] - all);
       if (top == 0) return;
       int32_t *ids = top_ids + i * top;

@@ -29,6 +29,10 @@ Best draw_listed(const float *scaled, const int32_t *ids, int32_t count, const m
 float scale_logits(float *scaled, const float *logits, int32_t count, float temperature);
 /// exp(scaled - largest), and the bin of each: 0 for the largest, more the smaller.
 void filter_bins(float *exponentials, int32_t *bins, const float *scaled, int32_t count, float largest);
+/// log(sum(exp(logits))), always summed in the same order.
+double log_sum_exp(const float *logits, int32_t count);
+/// The first index from `begin` on with logits[index] > bound; `count` if there is none.
+int32_t first_above(const float *logits, int32_t begin, int32_t count, float bound);
 )
 // clang-format on
 

@@ -154,4 +154,31 @@ void filter_bins(float *exponentials, int32_t *bins, const float *scaled, int32_
   store_part(exponentials + i, exponential(load_part(exponentials + i, count - i)), count - i);
 }
 
+double log_sum_exp(const float *logits, int32_t count) {
+  constexpr int32_t kRun = 32 * kLanes;  // so many are added as floats
+  const float largest = largest_of(logits, count);
+  double total = 0;
+  int32_t i = 0;
+  for (; i + kRun <= count; i += kRun) {
+    Floats sums = {};
+    for (int32_t j = i; j < i + kRun; j += kLanes) sums += exponential(load(logits + j) - largest);
+    total += sum(sums);
+  }
+  for (; i < count; i += kLanes) {
+    const int32_t left = count - i < kLanes ? count - i : kLanes;
+    Floats lanes = exponential(load_part(logits + i, left) - largest);
+    for (int32_t lane = 0; lane < left; ++lane) total += lanes[lane];
+  }
+  return largest + __builtin_log(total);
+}
+
+int32_t first_above(const float *logits, int32_t begin, int32_t count, float bound) {
+  int32_t i = begin;
+  for (; i + kBlock <= count; i += kBlock) {
+    if (largest_of(logits + i, kBlock) > bound) break;
+  }
+  while (i < count && !(logits[i] > bound)) ++i;
+  return i;
+}
+
 }  // namespace msgl::MSGL_ISA

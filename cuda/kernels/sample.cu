@@ -70,4 +70,4 @@ int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, 
   });
 }
 
-size_t minisgl::sampling_scratch_bytes() { return sizeof(Scratch); }
+size_t minisgl::sampling_scratch_bytes() { return sizeof(Scratch) + logprobs_scratch_bytes(); }

@@ -19,9 +19,9 @@ struct Sampling {
   int64_t token_stride;
 };
 
-/* An order-preserving map of floats to integers; NaN comes first. */
+/* An order-preserving map of floats to integers; NaN is as -infinity, and adding 0 makes -0 as 0. */
 DEVICE uint32_t ordered(float value) {
-  const uint32_t bits = __float_as_uint(isnan(value) ? -INFINITY : value);
+  const uint32_t bits = __float_as_uint(isnan(value) ? -INFINITY : value + 0.f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -112,26 +112,30 @@ struct Draw {
   }
 };
 
-/* Calls f(id, four logits), or f(id, logit) where a row is not aligned, for this thread's share of begin .. end - 1. */
+/*
+ * Calls f(id, four logits), or f(id, logit) where a row is not aligned, for one thread's share of begin .. end - 1, by
+ * default the calling one's of its block's threads.
+ */
 template <class F>
-DEVICE void for_each_four(const float *logits, int begin, int end, F f) {
+DEVICE void for_each_four(const float *logits, int begin, int end, F f, int thread = threadIdx.x,
+                          int threads = blockDim.x) {
   if (reinterpret_cast<uintptr_t>(logits + begin) % 16 == 0 && (end - begin) % 4 == 0) {
-    for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x)
-      f(i, *reinterpret_cast<const float4 *>(logits + i));
+    for (int i = begin + 4 * thread; i < end; i += 4 * threads) f(i, *reinterpret_cast<const float4 *>(logits + i));
   } else {
-    for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(i, logits[i]);
+    for (int i = begin + thread; i < end; i += threads) f(i, logits[i]);
   }
 }
 
-/* Calls f(id, logit) for this thread's share of all ids, in rising order. */
+/* Calls f(id, logit) for the same share, in rising order. */
 template <class F>
-DEVICE void for_each_logit(const float *logits, int count, F f) {
+DEVICE void for_each_logit(const float *logits, int begin, int end, F f, int thread = threadIdx.x,
+                           int threads = blockDim.x) {
   struct Each {
     F &f;
     DEVICE void operator()(int id, float logit) { f(id, logit); }
     DEVICE void operator()(int id, float4 four) { f(id, four.x), f(id + 1, four.y), f(id + 2, four.z), f(id + 3, four.w); }
   };
-  for_each_four(logits, 0, count, Each{f});
+  for_each_four(logits, begin, end, Each{f}, thread, threads);
 }
 
 DEVICE bool filters(const msgl_sampling &row, int vocabulary) {
@@ -146,6 +150,9 @@ DEVICE void write_token(const Sampling &s, int index, const msgl_sampling &row, 
 
 /* sample_filter.cu: the rows for which filters() is true. */
 void enqueue_filtered_sampling(msgl_device *device, const Sampling &sampling, int count);
+
+/* logits.cu: bytes of device->sampling_scratch, behind those of msgl_sample, that msgl_logprobs works in. */
+size_t logprobs_scratch_bytes();
 
 }  // namespace minisgl
 

@@ -124,7 +124,7 @@ DEVICE Kept select(const Row &row, const Kept &kept, uint32_t count, float part,
   uint64_t needed_mass = 0;
   s.histogram.clear();
   __syncthreads();
-  for_each_logit(row.logits, row.vocabulary, [&](int id, float logit) {
+  for_each_logit(row.logits, 0, row.vocabulary, [&](int id, float logit) {
     if (row.keeps(kept, logit, id)) s.histogram.add(row.bin(logit), row.mass(logit));
   });
   find_boundary(s, count, part, needed_mass);
@@ -138,7 +138,7 @@ DEVICE Kept select(const Row &row, const Kept &kept, uint32_t count, float part,
     __syncthreads();
     s.histogram.clear();
     __syncthreads();
-    for_each_logit(row.logits, row.vocabulary, [&](int id, float logit) {
+    for_each_logit(row.logits, 0, row.vocabulary, [&](int id, float logit) {
       const uint64_t key = row.key(logit, id);
       if (key >= low && key <= high && row.bin(logit) == result.bin && row.keeps(kept, logit, id))
         s.histogram.add(static_cast<int>((high - key) >> shift), row.mass(logit));
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(threads) sample_filter_kernel(const Sampling s
   const msgl_sampling parameters = s.rows[index];
   if (!filters(parameters, s.vocabulary)) return;
   Row row{s.logits + static_cast<int64_t>(index) * s.vocabulary, s.vocabulary, -INFINITY, 1.f / parameters.temperature};
-  for_each_logit(row.logits, row.vocabulary, [&](int, float logit) { row.maximum = fmaxf(row.maximum, logit); });
+  for_each_logit(row.logits, 0, row.vocabulary, [&](int, float logit) { row.maximum = fmaxf(row.maximum, logit); });
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1)
     row.maximum = fmaxf(row.maximum, __shfl_xor_sync(~0u, row.maximum, offset));
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(threads) sample_filter_kernel(const Sampling s
   if (parameters.top_k > 0 && parameters.top_k < s.vocabulary) kept = select(row, kept, parameters.top_k, 0.f, shared);
   if (parameters.top_p < 1.f) kept = select(row, kept, 0, parameters.top_p, shared);
   Draw draw(parameters, 0);
-  for_each_logit(row.logits, row.vocabulary, [&](int id, float logit) {
+  for_each_logit(row.logits, 0, row.vocabulary, [&](int id, float logit) {
     if (!row.keeps(kept, logit, id) || row.probability(logit) < parameters.min_p) return;
     draw(logit, id);
   });
