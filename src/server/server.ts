@@ -18,6 +18,7 @@ import { generateRoutes } from "./routes/generate.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { metricsRoutes } from "./routes/metrics.ts";
 import { modelRoutes } from "./routes/models.ts";
+import { openApiRoutes } from "./routes/openapi.ts";
 import { playgroundRoutes } from "./routes/playground.ts";
 import { tokenizeRoutes } from "./routes/tokenize.ts";
 
@@ -60,6 +61,7 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   metricsRoutes(app, context);
   adminRoutes(app, context);
   playgroundRoutes(app);
+  openApiRoutes(app, context);
   app.notFound((c) => errorResponse(c, unknownRoute(app, c.req.method, c.req.path)));
   app.onError((error, c) => errorResponse(c, error));
   return { app, context };

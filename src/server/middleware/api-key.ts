@@ -4,13 +4,15 @@ import { HttpError } from "../errors.ts";
 import type { Environment } from "../server.ts";
 
 /** Routes that need no key: a load balancer has none. */
-const open = new Set(["/", "/health"]);
+export const openPaths: ReadonlySet<string> = new Set(["/", "/health"]);
 /** Routes that change what the server does, for all its users. */
-const admin = new Set(["/flush_cache", "/abort_request"]);
+export const adminPaths: ReadonlySet<string> = new Set(["/flush_cache", "/abort_request"]);
+/** Pages that browsers open by address: all that one can send there is the password that it asks for. */
+const browsed = /^\/(docs(\/.*)?|openapi\.json)$/;
 
 const digest = (key: string): Buffer => createHash("sha256").update(key).digest();
 
-/** Wants one of `keys` as bearer token, on admin routes one of `adminKeys` where there are any. */
+/** Wants one of `keys` as bearer token, or as the password of documentation; on admin routes one of `adminKeys` where there are any. */
 export function apiKey(
   keys: readonly string[],
   adminKeys: readonly string[],
@@ -19,22 +21,31 @@ export function apiKey(
   const users = keys.map(digest);
   const admins = adminKeys.length > 0 ? adminKeys.map(digest) : users;
   return async (c, next) => {
-    const known = admin.has(c.req.path) ? admins : users;
+    const known = adminPaths.has(c.req.path) ? admins : users;
     const { path } = c.req;
-    if (known.length === 0 || open.has(path) || (path === "/metrics" && !protectMetrics)) return next();
-    const given = c.req.header("authorization")?.match(/^Bearer\s+(\S+)\s*$/i)?.[1];
+    if (known.length === 0 || openPaths.has(path) || (path === "/metrics" && !protectMetrics)) return next();
+    const scheme = browsed.test(path) ? 'Basic realm="API key as password", charset="UTF-8"' : "Bearer";
+    const given = keyOf(c.req.header("authorization") ?? "", browsed.test(path));
     if (given === undefined) {
-      throw unauthorized("this server wants an API key: send it as Authorization: Bearer <key>");
+      throw unauthorized("this server wants an API key: send it as Authorization: Bearer <key>", scheme);
     }
     // Digests are of one length, and all of them are compared, so that the time tells nothing of a key.
     const candidate = digest(given);
     let matches = 0;
     for (const key of known) matches += timingSafeEqual(key, candidate) ? 1 : 0;
-    if (matches === 0) throw unauthorized("the API key is not one of this server's");
+    if (matches === 0) throw unauthorized("the API key is not one of this server's", scheme);
     return next();
   };
 }
 
-function unauthorized(message: string): HttpError {
-  return new HttpError(401, message, { code: "invalid_api_key", headers: { "www-authenticate": "Bearer" } });
+function keyOf(authorization: string, asPassword: boolean): string | undefined {
+  const [, scheme, credentials] = authorization.match(/^(Bearer|Basic)\s+(\S+)\s*$/i) ?? [];
+  if (scheme?.toLowerCase() !== "basic") return credentials;
+  if (!asPassword) return undefined;
+  const decoded = Buffer.from(credentials, "base64").toString();
+  return decoded.slice(decoded.indexOf(":") + 1);
+}
+
+function unauthorized(message: string, scheme: string): HttpError {
+  return new HttpError(401, message, { code: "invalid_api_key", headers: { "www-authenticate": scheme } });
 }
