@@ -32,15 +32,17 @@ export async function benchLatency(
     model: runtime.info,
     limits: roofline?.limits ?? null,
     groups,
-    plot: {
-      title: `latency at a context of ${context}, ${runtime.info.model}`,
-      xLabel: "sequences",
-      yLabel: "ms a step",
-      series: [
-        { name: "measured", points: pointsOf("step_milliseconds") },
-        ...(roofline === null ? [] : [{ name: "limit", points: pointsOf("limit_milliseconds") }]),
-      ],
-    },
+    plots: [
+      {
+        title: `latency at a context of ${context}, ${runtime.info.model}`,
+        xLabel: "sequences",
+        yLabel: "ms a step",
+        series: [
+          { name: "measured", points: pointsOf("step_milliseconds") },
+          ...(roofline === null ? [] : [{ name: "limit", points: pointsOf("limit_milliseconds") }]),
+        ],
+      },
+    ],
   };
 }
 

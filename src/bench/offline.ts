@@ -27,12 +27,14 @@ export async function benchOffline(
     model: runtime.info,
     limits: roofline?.limits ?? null,
     groups: [{ name: "", figures: throughput(run, items, roofline) }],
-    plot: {
-      title: `offline, ${runtime.info.model}`,
-      xLabel: "seconds",
-      yLabel: "tokens/s",
-      series: [{ name: "generated", points: rateOverTime(run) }],
-    },
+    plots: [
+      {
+        title: `offline, ${runtime.info.model}`,
+        xLabel: "seconds",
+        yLabel: "tokens/s",
+        series: [{ name: "generated", points: rateOverTime(run) }],
+      },
+    ],
   };
 }
 

@@ -12,6 +12,16 @@ const HEIGHT = 400;
 const MARGIN = { left: 80, right: 20, top: 40, bottom: 50 };
 const COLORS = ["#1f6feb", "#d1242f", "#1a7f37", "#9a6700"];
 
+/** The charts as one picture, two side by side where there are several. */
+export function plotsSvg(plots: readonly Plot[]): string {
+  if (plots.length === 1) return plotSvg(plots[0]);
+  const size = `width="${2 * WIDTH}" height="${Math.ceil(plots.length / 2) * HEIGHT}"`;
+  const parts = plots.map((plot, index) => {
+    return plotSvg(plot).replace("<svg", `<svg x="${(index % 2) * WIDTH}" y="${Math.floor(index / 2) * HEIGHT}"`);
+  });
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size}>\n${parts.join("")}</svg>\n`;
+}
+
 /** Both axes begin at 0. */
 export function plotSvg({ title, xLabel, yLabel, series }: Plot): string {
   const points = series.flatMap((line) => line.points);

@@ -54,11 +54,13 @@ export async function benchPrefill(
     model: runtime.info,
     limits: roofline?.limits ?? null,
     groups: [{ name: "", figures }],
-    plot: {
-      title: `prefill of ${sequences} x ${length} tokens, ${runtime.info.model}`,
-      xLabel: "seconds",
-      yLabel: "prompts computed",
-      series: [{ name: "", points: ranked(run.arrivals.map(({ times }) => times[0] ?? Number.NaN)) }],
-    },
+    plots: [
+      {
+        title: `prefill of ${sequences} x ${length} tokens, ${runtime.info.model}`,
+        xLabel: "seconds",
+        yLabel: "prompts computed",
+        series: [{ name: "", points: ranked(run.arrivals.map(({ times }) => times[0] ?? Number.NaN)) }],
+      },
+    ],
   };
 }

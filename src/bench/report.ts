@@ -14,6 +14,13 @@ export interface Figure {
   target?: { comparison: "<=" | ">="; value: number };
 }
 
+export interface Group {
+  name: string;
+  figures: Figure[];
+  /** Figures of one unit that stand in a line. */
+  inline?: boolean;
+}
+
 export interface Report {
   benchmark: string;
   /** What was run, in words. */
@@ -22,8 +29,10 @@ export interface Report {
   /** What the device was measured to reach; null where that was not asked. */
   limits: Limits | null;
   /** A group of figures each, with what distinguishes it ("batch 8"); one group with no name where there is one. */
-  groups: { name: string; figures: Figure[] }[];
-  plot: Plot | null;
+  groups: Group[];
+  /** What failed, by reason, and how often. */
+  errors?: Record<string, number>;
+  plots: Plot[];
 }
 
 /** True where every figure that has a target meets it. */
@@ -47,9 +56,11 @@ export function formatReport(report: Report): string {
     const { bandwidth, matrixRate } = report.limits;
     lines.push(`limits: ${(bandwidth / 1e9).toFixed(1)} GB/s read, ${(matrixRate / 1e12).toPrecision(3)} TFLOP/s`);
   }
-  const rows = report.groups.flatMap(({ name, figures }) =>
-    figures.map((figure, index) => ({ name: index === 0 ? name : "", figure, text: formatValue(figure) })),
-  );
+  const rows = report.groups
+    .filter(({ inline }) => inline !== true)
+    .flatMap(({ name, figures }) =>
+      figures.map((figure, index) => ({ name: index === 0 ? name : "", figure, text: formatValue(figure) })),
+    );
   const width = (pick: (row: (typeof rows)[number]) => string) => Math.max(0, ...rows.map((row) => pick(row).length));
   const names = width(({ name }) => name);
   const labels = width(({ figure }) => figure.label);
@@ -58,7 +69,19 @@ export function formatReport(report: Report): string {
     const head = names > 0 ? `${name.padEnd(names)}  ` : "";
     lines.push(`  ${head}${figure.label.padEnd(labels)}  ${text.padStart(values)} ${figure.unit}${verdict(figure)}`);
   }
+  lines.push(...inlineRows(report.groups.filter(({ inline }) => inline === true)));
+  for (const [reason, count] of Object.entries(report.errors ?? {})) lines.push(`  ${count} times: ${reason}`);
   return `${lines.join("\n")}\n`;
+}
+
+/** A line a group, with their figures below each other. */
+function inlineRows(groups: readonly Group[]): string[] {
+  const names = Math.max(0, ...groups.map(({ name }) => name.length));
+  const values = Math.max(0, ...groups.flatMap(({ figures }) => figures.map((figure) => formatValue(figure).length)));
+  return groups.map(({ name, figures }) => {
+    const columns = figures.map((figure) => `${figure.label} ${formatValue(figure).padStart(values)}`);
+    return `  ${name.padEnd(names)}  ${columns.join("  ")} ${figures[0].unit}`;
+  });
 }
 
 function formatValue({ value, digits = 1 }: Figure): string {
@@ -74,10 +97,11 @@ function verdict(figure: Figure): string {
 
 /** The report as data: figures by key, groups under their names. */
 export function reportJson(report: Report): Record<string, unknown> {
-  const { benchmark, description, model, limits } = report;
+  const { benchmark, description, model, limits, errors } = report;
   const results = report.groups.map(({ name, figures }) => ({
     ...(name === "" ? {} : { name }),
     ...Object.fromEntries(figures.map(({ key, value }) => [key, Number.isFinite(value) ? value : null])),
   }));
-  return { benchmark, description, date: new Date().toISOString(), model, limits, passed: passes(report), results };
+  const date = new Date().toISOString();
+  return { benchmark, description, date, model, limits, passed: passes(report), results, errors };
 }

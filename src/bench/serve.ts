@@ -48,15 +48,17 @@ export async function benchServe(
     model: runtime.info,
     limits: roofline?.limits ?? null,
     groups: [{ name: "", figures }],
-    plot: {
-      title: `streams, ${runtime.info.model}`,
-      xLabel: "seconds",
-      yLabel: "streams",
-      series: [
-        { name: "begun", points: ranked(result.firstTimes) },
-        { name: "ended", points: ranked(result.lastTimes) },
-      ],
-    },
+    plots: [
+      {
+        title: `streams, ${runtime.info.model}`,
+        xLabel: "seconds",
+        yLabel: "streams",
+        series: [
+          { name: "begun", points: ranked(result.firstTimes) },
+          { name: "ended", points: ranked(result.lastTimes) },
+        ],
+      },
+    ],
   };
 }
 

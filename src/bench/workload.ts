@@ -14,7 +14,7 @@ export interface WorkItem {
 const PROMPT_IDS = 10000;
 
 /** A small generator (splitmix32): the same ids in every run, uniform in 0 .. 1. */
-function uniform(seed: number): () => number {
+export function uniform(seed: number): () => number {
   let state = seed | 0;
   return () => {
     state = (state + 0x9e3779b9) | 0;

@@ -1,14 +1,12 @@
 /** `minisgl bench ...`: options of the benchmarks, and what they print. */
-import { closeSync, openSync, writeFileSync } from "node:fs";
-import { type Command, Option } from "commander";
+import type { Command, Option } from "commander";
 import { answerJob } from "../bench/client.ts";
 import { writeDummyModel } from "../bench/dummy-model.ts";
 import { benchStep, benchStreams } from "../bench/host.ts";
 import { benchLatency } from "../bench/latency.ts";
 import { benchOffline } from "../bench/offline.ts";
-import { plotSvg } from "../bench/plot.ts";
 import { benchPrefill } from "../bench/prefill.ts";
-import { formatReport, passes, type Report, reportJson } from "../bench/report.ts";
+import type { Report } from "../bench/report.ts";
 import { measureLimits, modelCost, type Roofline } from "../bench/roofline.ts";
 import { benchServe } from "../bench/serve.ts";
 import { openCheckpoint } from "../checkpoint/open.ts";
@@ -16,14 +14,11 @@ import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
 import { serve as listen } from "../server/server.ts";
+import { addOnline } from "./bench-online.ts";
+import { checkOutputs, jsonFlag, type OutputFlags, plotFlag, print, thisProgram } from "./bench-output.ts";
 import { type EngineFlags, engineFlags, toRuntimeOptions } from "./options.ts";
 import { startRuntime } from "./runtime.ts";
 import { integer, integers, number } from "./values.ts";
-
-interface OutputFlags {
-  json?: string;
-  plot?: string;
-}
 
 interface WorkloadFlags {
   sequences: number;
@@ -40,6 +35,7 @@ export function addBench(program: Command, spawn: SpawnWorker): void {
   addLatency(bench, spawn);
   addPrefill(bench, spawn);
   addServe(bench, spawn);
+  addOnline(bench);
   addHost(bench);
   bench.command("client", { hidden: true }).action(answerJob);
 }
@@ -47,10 +43,8 @@ export function addBench(program: Command, spawn: SpawnWorker): void {
 function benchmark(bench: Command, name: string, description: string, options: readonly Option[] = engineFlags()) {
   const command = bench.command(name).description(description);
   for (const option of options) command.addOption(option);
-  return command.option("--json <file>", "also write the figures to a file");
+  return command.addOption(jsonFlag());
 }
-
-const plotFlag = () => new Option("--plot <file>", "also draw them as SVG");
 
 function workloadOptions(command: Command): Command {
   return command
@@ -163,7 +157,7 @@ async function runHost(model: string, flags: Flags<{ tokens: number }>): Promise
   ];
   const description = `Qwen3-0.6B's shapes over a device that computes nothing`;
   print(
-    { benchmark: "host", description: flags.model ?? description, model: null, limits: null, groups, plot: null },
+    { benchmark: "host", description: flags.model ?? description, model: null, limits: null, groups, plots: [] },
     flags,
   );
 }
@@ -187,19 +181,6 @@ async function measure(
   }
 }
 
-/** Finds out before a long run whether its figures can be written. */
-function checkOutputs({ json, plot }: OutputFlags): void {
-  for (const path of [json, plot]) if (path !== undefined) closeSync(openSync(path, "a"));
-}
-
-/** Prints the report; a target that is missed makes the exit code 1. */
-function print(report: Report, { json, plot }: OutputFlags): void {
-  process.stdout.write(formatReport(report));
-  if (json !== undefined) writeFileSync(json, `${JSON.stringify(reportJson(report), null, 2)}\n`);
-  if (plot !== undefined && report.plot !== null) writeFileSync(plot, plotSvg(report.plot));
-  if (!passes(report)) process.exitCode = 1;
-}
-
 async function withServer<T>(runtime: Runtime, work: (url: string) => Promise<T>): Promise<T> {
   const server = listen(() => runtime, { hostname: "127.0.0.1", port: 0 });
   try {
@@ -207,9 +188,4 @@ async function withServer<T>(runtime: Runtime, work: (url: string) => Promise<T>
   } finally {
     await server.stop();
   }
-}
-
-/** The command line that starts this program again: the executable, or Bun with the script it runs. */
-function thisProgram(): string[] {
-  return Bun.main.startsWith("/$bunfs/") ? [process.execPath] : [process.execPath, Bun.main];
 }

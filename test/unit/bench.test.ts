@@ -172,7 +172,7 @@ describe("a report", () => {
       },
       { name: "server", figures: [{ key: "rate", label: "rate", value: 51234.5, unit: "tokens/s", digits: 0 }] },
     ],
-    plot: null,
+    plots: [],
   });
 
   test("is a table with verdicts", () => {
