@@ -4,6 +4,7 @@ import * as ops from "../native/ops.ts";
 import { DType } from "../native/tensor.ts";
 import { attentionChecks } from "./attention-checks.ts";
 import { type Check, check, EPSILON, EXACT, type Lab, nameOf, type Prepared, randomValues } from "./lab.ts";
+import { logitsChecks } from "./logits-checks.ts";
 import { memoryChecks } from "./memory-checks.ts";
 
 /** The checks of a device for models of a type. */
@@ -25,6 +26,7 @@ export function checksFor(properties: DeviceProperties, model: DType): Check[] {
     ...rowOps(300, 576),
     gathering(5, 64, 1024),
     ...attentionChecks(model, caches, properties.capability > 0),
+    ...logitsChecks,
     ...SAMPLINGS.map(sampling),
   ];
 }

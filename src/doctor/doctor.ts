@@ -1,7 +1,7 @@
 /**
  * The doctor room: what an operator runs first on a new host. Read host.ts (what the host has), then this file (how a
  * check is judged), checks.ts (the table of checks, more of
- * them in memory-checks.ts and attention-checks.ts), lab.ts and batch.ts (what they stand on).
+ * them in memory-checks.ts, attention-checks.ts and logits-checks.ts), lab.ts and batch.ts (what they stand on).
  */
 import type { Device } from "../native/device.ts";
 import { DType } from "../native/tensor.ts";
