@@ -85,7 +85,7 @@ function endOnSignals(
     }
     ending = true;
     const { size } = server.context.active;
-    const running = `${size} request${size === 1 ? "" : "s"}`;
+    const running = count(size);
     manager.notify("STOPPING=1", `STATUS=draining ${running}`);
     log(
       "info",
@@ -94,7 +94,7 @@ function endOnSignals(
     const started = runtime();
     if (started !== null) {
       const aborted = await server.drain(flags.drainTimeout);
-      if (aborted > 0) log("warning", `aborted ${aborted} requests that did not end in ${flags.drainTimeout} s`);
+      if (aborted > 0) log("warning", `aborted ${count(aborted)} that did not end in ${flags.drainTimeout} s`);
       await server.stop();
       await started.stop();
     }
@@ -107,6 +107,8 @@ function endOnSignals(
     });
   }
 }
+
+const count = (requests: number) => `${requests} request${requests === 1 ? "" : "s"}`;
 
 /** The options under names that look like those of the other fields that the API shows. */
 function snakeCase(options: object): Record<string, unknown> {

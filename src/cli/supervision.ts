@@ -18,7 +18,11 @@ export function watch(runtime: Runtime, timeout: number, manager: ServiceManager
   setInterval(() => {
     const stalled = watchdog.look();
     if (timeout > 0 && stalled >= timeout) {
-      fail(new Error(`the scheduler has had work but made no step for ${Math.round(stalled)} s: giving up`));
+      fail(
+        new Error(
+          `there is work, but no step was made for ${Math.round(stalled)} s: the scheduler or a tokenizer stands still`,
+        ),
+      );
     }
     const now = performance.now();
     const due = watchdogSeconds > 0 && now - told >= (watchdogSeconds * 1000) / 4 - interval * 500;

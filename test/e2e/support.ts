@@ -89,10 +89,12 @@ export class TestServer {
   constructor(
     readonly process: Bun.Subprocess<"ignore", "pipe", "pipe">,
     readonly port: number,
+    /** What it prints is kept for terminate(), unless somebody else reads it. */
+    readsOutput = true,
   ) {
     this.url = `http://127.0.0.1:${port}`;
     this.client = new OpenAI({ baseURL: `${this.url}/v1`, apiKey: "none", maxRetries: 0 });
-    const texts = [new Response(process.stdout).text(), new Response(process.stderr).text()];
+    const texts = !readsOutput ? [] : [new Response(process.stdout).text(), new Response(process.stderr).text()];
     this.output = Promise.all(texts).then((parts) => parts.join(""));
   }
 
