@@ -38,7 +38,9 @@ export function openLibrary(path: string): Library {
 function explain(path: string, reason: string): string {
   const folder = process.env.BUN_TMPDIR || process.env.TMPDIR || "/tmp";
   const unpacked = !reason.includes(`open library "${path}"`);
-  if (!unpacked && !path.startsWith("/$bunfs/")) return `cannot load the native library: ${reason}`;
+  if (!path.startsWith("/$bunfs/") || !reason.includes("open library")) {
+    return `cannot load the native library: ${reason}`;
+  }
   const problem = unpacked ? reason.replace(/^.*: /, "") : whyNotWritten(folder, statSync(path).size);
   return (
     `cannot unpack the native library to ${folder}, or run it from there: ${problem}. ` +

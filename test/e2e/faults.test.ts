@@ -83,6 +83,11 @@ test("a process that was stopped for longer than the watchdog waits goes on", as
   expect((await server.terminate()).code).toBe(0);
 });
 
+test("a pool that does not fit into memory is told with what it needs and what there is", async () => {
+  const args = ["--num-pages", "100000000", "--port", "0"];
+  expect(reasonOf(await installation.run("serve", "--model", model, ...args))).toMatch(/needs .* GiB, .* are free/);
+});
+
 describe("a model file", () => {
   test.each([0.9, 0.001])("that is cut to %p of its length is named", async (share) => {
     const bytes = readFileSync(model);
