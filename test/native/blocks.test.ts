@@ -2,12 +2,12 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { type DType, DType as Types } from "../../src/native/tensor.ts";
 import fixture from "./blocks.fixture.json";
 import { activation, openDevice, rounded } from "./harness.ts";
-import { blockTypes, randomBlocks, valuesOf, weightFrom } from "./weights.ts";
+import { blockTypes, randomBlocks, valuesOf, weightFrom, weightTypes } from "./weights.ts";
 
 const device = openDevice();
 afterAll(() => device.close());
 
-const kept: readonly DType[] = blockTypes.filter((dtype) => device.properties().keeps(dtype));
+const kept = blockTypes.filter((dtype) => weightTypes(device).includes(dtype));
 const nameOf = (dtype: DType) =>
   Object.entries(Types).find(([, value]) => value === dtype)?.[0] as keyof typeof fixture;
 const half = (value: number) => new Uint8Array(Float16Array.of(value).buffer);
@@ -18,8 +18,8 @@ function decoded(dtype: DType, blocks: Uint8Array, columns: number, as: DType): 
   return [...valuesOf(device, weightFrom(device, blocks, columns, dtype, as))];
 }
 
-/** The forms in which a device can hold blocks, and values as far as it has bits for them. */
-const forms = (dtype: DType) => (kept.includes(dtype) ? [dtype, Types.F32] : [Types.F32]);
+/** The forms in which a device can hold blocks: as they are, and decoded to its activations' type. */
+const forms = (dtype: DType) => [...kept.filter((one) => one === dtype), activation];
 
 function expectValues(dtype: DType, blocks: Uint8Array, values: readonly number[]): void {
   for (const form of forms(dtype)) {
@@ -105,5 +105,5 @@ test.each(blockTypes)("dtype %d gives the values of gguf-py 0.19.0", (dtype) => 
 test.each(kept)("dtype %d kept in panels has the values of rows that were decoded", (dtype) => {
   const columns = 512;
   const blocks = randomBlocks(dtype, 19 * (columns / (dtype === Types.Q4_K || dtype === Types.Q6_K ? 256 : 32)), 3);
-  expect(decoded(dtype, blocks, columns, dtype)).toEqual(decoded(dtype, blocks, columns, Types.F32));
+  expect(decoded(dtype, blocks, columns, dtype)).toEqual(decoded(dtype, blocks, columns, activation));
 });

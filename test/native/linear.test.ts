@@ -28,6 +28,7 @@ import {
   randomWeight,
   valuesOf,
   weightFrom,
+  weightTypes,
   withFile,
 } from "./weights.ts";
 
@@ -38,8 +39,7 @@ afterAll(() => {
   single.close();
 });
 
-const properties = device.properties();
-const kept = [...floatTypes, ...blockTypes].filter((dtype) => properties.keeps(dtype));
+const kept = weightTypes(device);
 const keptBlocks = kept.filter((dtype) => blockTypes.includes(dtype as (typeof blockTypes)[number]));
 
 /** The product as a user of the op gets it. */
@@ -188,8 +188,7 @@ describe("a weight of several parts", () => {
 
   test("is random as one: its floats do not depend on how rows are divided", () => {
     const k = 300;
-    const as = (...rows: number[]) => rows.map((count) => ({ rows: count, dtype: Types.F32 }));
-    if (!properties.keeps(Types.F32)) return;
+    const as = (...rows: number[]) => rows.map((count) => ({ rows: count, dtype: activation }));
     const one = valuesOf(device, randomWeight(device, as(50), k));
     expect(valuesOf(device, randomWeight(device, as(3, 17, 30), k))).toEqual(one);
     const plain = device.tensor(Types.F32, [50 * k]);
@@ -201,7 +200,7 @@ describe("a weight of several parts", () => {
 describe("loading a weight", () => {
   const [k, n] = [256, 40];
 
-  test.each(floatTypes.filter((dtype) => properties.keeps(dtype)))("converts any float to dtype %d", (to) => {
+  test.each(floatTypes.filter((dtype) => kept.includes(dtype)))("converts any float to dtype %d", (to) => {
     for (const from of floatTypes) {
       const values = rounded([...randomValues(1, n * k - 4, 4), 1.00390625, 1.01171875, 6e-8, -0.5], from);
       const actual = valuesOf(device, weightFrom(device, encode(values, from), k, from, to));

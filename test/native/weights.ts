@@ -6,10 +6,14 @@ import type { Device } from "../../src/native/device.ts";
 import { embedding } from "../../src/native/ops.ts";
 import { bytesOf, DType } from "../../src/native/tensor.ts";
 import { Weight, WeightFile, type WeightPart } from "../../src/native/weight.ts";
-import { activation, get, library, numbers, putInts } from "./harness.ts";
+import { activation, exact, get, library, numbers, putInts } from "./harness.ts";
 
 export const floatTypes = [DType.F32, DType.F16, DType.BF16];
 export const blockTypes = [DType.Q8_0, DType.Q4_0, DType.Q4_1, DType.Q4_K, DType.Q6_K];
+
+/** The types of weights that go with the activations: all that the device keeps, or, where it is not exact, their own. */
+export const weightTypes = (device: Device): DType[] =>
+  [...floatTypes, ...blockTypes].filter((dtype) => (exact ? device.properties().keeps(dtype) : dtype === activation));
 
 /** Waits for all loads. @throws NativeError of the first that failed. */
 export function loaded(device: Device): void {
