@@ -8,6 +8,7 @@ import {
   type RuntimeInterface,
   type TokenLogprob,
 } from "../runtime/types.ts";
+import { promptOnly, withStop } from "./changed-generation.ts";
 import type { RequestRecord, ServerContext } from "./context.ts";
 import { HttpError } from "./errors.ts";
 import type { Timing } from "./metrics.ts";
@@ -20,7 +21,10 @@ export interface ChoicesRequest {
   n: number;
   /** Parameters of one choice; `maxTokens` left out takes `defaultMaxTokens`. */
   parameters(maxTokens: number | undefined, choice: number): GenerationParameters;
+  /** 0: nothing of an answer, only what is known of the prompt. */
   maxTokens: number | undefined;
+  /** Answers have the stop string that ended them. */
+  includeStop?: boolean;
   /** What an API that documents a default gives when nothing is asked, cut to what fits; null: all that fits. */
   defaultMaxTokens: number | null;
   signal: AbortSignal;
@@ -192,7 +196,7 @@ export function usageOf(promptTokens: number, completionTokens: number, cachedTo
 }
 
 async function startPrompt(runtime: RuntimeInterface, prompt: Prompt, request: ChoicesRequest): Promise<Generation[]> {
-  let { maxTokens } = request;
+  let maxTokens = request.maxTokens === 0 ? 1 : request.maxTokens;
   const capped = maxTokens === undefined && request.defaultMaxTokens !== null;
   // One encoding serves all choices of a prompt.
   const encoded: Prompt = capped || request.n > 1 ? { tokens: await runtime.encode(prompt) } : prompt;
@@ -207,7 +211,10 @@ async function startPrompt(runtime: RuntimeInterface, prompt: Prompt, request: C
   );
   const failed = started.find((result) => result.status === "rejected");
   const generations = started.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
-  if (failed === undefined) return generations;
+  if (failed === undefined) {
+    if (request.maxTokens === 0) return generations.map(promptOnly);
+    return request.includeStop ? generations.map((generation) => withStop(generation, runtime)) : generations;
+  }
   for (const generation of generations) generation.abort();
   throw failed.reason;
 }

@@ -8,7 +8,6 @@ import {
 } from "../runtime/types.ts";
 import { type ChatFields, type SamplingFields, show } from "./schemas.ts";
 
-const isZero = (value: unknown): boolean => value === 0;
 const isFalse = (value: unknown): boolean => value === false;
 const isOne = (value: unknown): boolean => value === 1;
 const isEmpty = (value: unknown): boolean =>
@@ -17,16 +16,7 @@ const never = (): boolean => false;
 
 /** Fields that change the answer and are not implemented, with the values that ask for nothing. */
 const unsupported: Record<string, (value: unknown) => boolean> = {
-  logprobs: isFalse,
-  top_logprobs: isZero,
-  prompt_logprobs: never,
-  logit_bias: isEmpty,
-  presence_penalty: isZero,
-  frequency_penalty: isZero,
-  repetition_penalty: isOne,
   length_penalty: isOne,
-  min_tokens: isZero,
-  min_new_tokens: isZero,
   tools: isEmpty,
   functions: isEmpty,
   tool_choice: (value) => value === "none" || value === "auto",
@@ -50,15 +40,11 @@ const unsupported: Record<string, (value: unknown) => boolean> = {
   logits_processors: isEmpty,
   custom_logit_processor: never,
   truncate_prompt_tokens: never,
-  include_stop_str_in_output: isFalse,
-  no_stop_trim: isFalse,
   stop_regex: isEmpty,
   skip_special_tokens: (value) => value === true,
-  continue_final_message: isFalse,
   chat_template: never,
-  cache_salt: never,
-  return_logprob: isFalse,
   return_hidden_states: isFalse,
+  token_ids_logprob: isEmpty,
   input_embeds: never,
   image_data: isEmpty,
   audio_data: isEmpty,
@@ -75,22 +61,41 @@ export function refuseUnsupported(body: Record<string, unknown>): void {
   }
 }
 
+/** Fields of generation that the routes call by names of their own, or take from other places. */
+export interface GenerationFields extends SamplingFields {
+  min_tokens?: number;
+  priority?: number;
+  cache_salt?: string;
+  logprobs?: number;
+  prompt_logprobs?: number;
+}
+
 /** The runtime's parameters for the n-th answer to a prompt: a given seed counts up, so that the answers differ. */
 export function generationParameters(
-  fields: SamplingFields,
+  fields: GenerationFields,
   maxTokens: number | undefined,
   choice: number,
 ): GenerationParameters {
+  const { seed, logit_bias, top_k } = fields;
   return {
     maxTokens,
     temperature: fields.temperature,
-    topK: fields.top_k === undefined ? undefined : Math.max(0, fields.top_k),
+    topK: top_k === undefined ? undefined : Math.max(0, top_k),
     topP: fields.top_p,
     minP: fields.min_p,
-    seed: fields.seed === undefined ? undefined : wrapSeed(fields.seed + choice),
+    seed: seed === undefined ? undefined : wrapSeed(seed + choice),
     stop: fields.stop,
     stopTokenIds: fields.stop_token_ids,
     ignoreEos: fields.ignore_eos,
+    minTokens: fields.min_tokens,
+    repetitionPenalty: fields.repetition_penalty,
+    presencePenalty: fields.presence_penalty,
+    frequencyPenalty: fields.frequency_penalty,
+    logitBias: logit_bias && new Map(Object.entries(logit_bias).map(([token, value]) => [Number(token), value])),
+    logprobs: fields.logprobs,
+    promptLogprobs: fields.prompt_logprobs,
+    priority: fields.priority,
+    cacheSalt: fields.cache_salt,
   };
 }
 
@@ -106,16 +111,23 @@ export function chatPrompt(runtime: RuntimeInterface, body: ChatFields): Prompt 
   if (!runtime.hasChatTemplate) {
     throw new InvalidRequest("this model has no chat template, use /v1/completions", "messages");
   }
-  return {
-    messages: chatMessages(body.messages),
-    addGenerationPrompt: body.add_generation_prompt ?? body.chat_template_kwargs?.add_generation_prompt !== false,
-    templateArguments: body.chat_template_kwargs,
-  };
+  const { add_generation_prompt, continue_final_message, chat_template_kwargs: templateArguments } = body;
+  const messages = chatMessages(body.messages);
+  const asked = add_generation_prompt ?? templateArguments?.add_generation_prompt;
+  if (continue_final_message !== true) return { messages, addGenerationPrompt: asked !== false, templateArguments };
+  if (asked === true) {
+    throw new InvalidRequest(
+      "continue_final_message and add_generation_prompt exclude each other",
+      "continue_final_message",
+    );
+  }
+  return { messages, addGenerationPrompt: false, continueFinalMessage: true, templateArguments };
 }
 
 /** The messages as templates take them: text only, and "developer" as the "system" that templates know. */
 function chatMessages(messages: ChatFields["messages"]): ChatMessage[] {
-  return messages.map(({ role, content, ...rest }, index) => ({
+  return messages.map(({ role, content, reasoning, ...rest }, index) => ({
+    ...(reasoning !== undefined && { reasoning_content: reasoning }),
     ...rest,
     role: role === "developer" ? "system" : role,
     content: contentText(content, `messages[${index}].content`, role === "assistant"),
@@ -151,14 +163,14 @@ function wellFormed(text: string, name: string): string {
 }
 
 /** A string, or an array of them, as prompts. */
-export function textPrompts(value: unknown, name: string): Prompt[] {
+export function textPrompts(value: unknown, name: string, addSpecialTokens?: boolean): Prompt[] {
   const texts = Array.isArray(value) ? value : [value];
   if (texts.length === 0) throw new InvalidRequest(`${name} must not be empty`, name);
   return texts.map((text, index) => {
     const place = Array.isArray(value) ? `${name}[${index}]` : name;
     if (typeof text !== "string") throw new InvalidRequest(`${place} must be a string, got ${show(text)}`, place);
     if (text === "") throw new InvalidRequest(`${place} must not be empty`, place);
-    return { text: wellFormed(text, place) };
+    return { text: wellFormed(text, place), ...(addSpecialTokens === false && { addSpecialTokens }) };
   });
 }
 
@@ -185,11 +197,12 @@ function tokenIds(value: unknown, name: string): number[] {
 }
 
 /** The `prompt` of a completion: string, strings, token ids, or lists of those. */
-export function completionPrompts(value: unknown): Prompt[] {
+export function completionPrompts(value: unknown, addSpecialTokens?: boolean): Prompt[] {
   if (value === undefined || value === null) throw new InvalidRequest("prompt is missing", "prompt");
-  if (typeof value === "string") return textPrompts(value, "prompt");
+  if (typeof value === "string") return textPrompts(value, "prompt", addSpecialTokens);
   if (!Array.isArray(value)) {
     throw new InvalidRequest(`prompt must be a string, an array of strings or token ids, got ${show(value)}`, "prompt");
   }
-  return typeof value[0] === "string" ? textPrompts(value, "prompt") : tokenPrompts(value, "prompt");
+  if (typeof value[0] === "string") return textPrompts(value, "prompt", addSpecialTokens);
+  return tokenPrompts(value, "prompt");
 }

@@ -9,6 +9,8 @@ import { InvalidRequest } from "../runtime/types.ts";
 const maxStops = 64;
 const maxStopLength = 1024;
 const maxChoices = 128;
+const maxBiases = 1024;
+const maxTop = 20;
 
 function withoutNulls(value: unknown): unknown {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
@@ -33,6 +35,40 @@ const text = (error = "must be a string") =>
   z.string({ error }).refine((value) => value.isWellFormed(), { error: "must not contain lone surrogates" });
 
 const positive = integer(1, 2 ** 31 - 1, "must be a positive integer").optional();
+const tokenId = integer(0, 2 ** 31 - 1, "must be a token id");
+const top = integer(0, maxTop).optional();
+
+const repetition = "must be a number above 0 and at most 10";
+const bias = z
+  .record(z.string().regex(/^\d{1,10}$/, { error: "must be a token id" }), between(-100, 100), {
+    error: "must be an object of token ids and numbers between -100 and 100",
+  })
+  .refine((biases) => Object.keys(biases).length <= maxBiases, { error: `must have at most ${maxBiases} token ids` })
+  .optional();
+
+/** JSON Schema of values that parameters.ts checks by hand, where one sentence of zod's could not say what is wrong. */
+const texts = z.unknown().meta({
+  description: "A text, or an array of them.",
+  anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }],
+});
+const ids = { type: "array", items: { type: "integer", minimum: 0 } };
+const tokens = z.unknown().meta({
+  description: "Token ids, or an array of such arrays.",
+  anyOf: [ids, { type: "array", items: ids }],
+});
+const prompt = z.unknown().meta({
+  description: "A text, an array of texts, token ids, or an array of such arrays.",
+  anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }, ids, { type: "array", items: ids }],
+});
+const textPart = {
+  type: "object",
+  properties: { type: { const: "text" }, text: { type: "string" } },
+  required: ["type", "text"],
+};
+const content = z.unknown().meta({
+  description: "A text, or an array of text parts; an assistant's may be missing.",
+  anyOf: [{ type: "string" }, { type: "array", items: textPart }, { type: "null" }],
+});
 
 const topP = "must be a number above 0 and at most 1";
 const stopString = text()
@@ -45,7 +81,7 @@ const stop = z.preprocess(
   z.array(stopString, { error: stops }).max(maxStops, { error: stops }).optional(),
 );
 
-/** Parameters of generation that OpenAI's routes and /generate share. */
+/** Parameters of generation that OpenAI's routes and /generate's sampling_params share. */
 const sampling = {
   temperature: between(0, 2).optional(),
   top_k: integer(-1, 2 ** 31 - 1, "must be an integer of at least 1, or -1 or 0 for all").optional(),
@@ -59,27 +95,49 @@ const sampling = {
     .optional(),
   stop,
   stop_token_ids: z
-    .array(integer(0, 2 ** 31 - 1, "must be a token id"), { error: "must be an array of token ids" })
+    .array(tokenId, { error: "must be an array of token ids" })
     .max(256, { error: "must have at most 256 token ids" })
     .optional(),
   ignore_eos: flag,
+  repetition_penalty: z
+    .number({ error: repetition })
+    .gt(0, { error: repetition })
+    .max(10, { error: repetition })
+    .optional(),
+  presence_penalty: between(-2, 2).optional(),
+  frequency_penalty: between(-2, 2).optional(),
+  logit_bias: bias,
   n: integer(1, maxChoices).optional(),
 };
+
+/** The lower, the earlier, as in vLLM. */
+const priority = integer(-(2 ** 31), 2 ** 31 - 1, "must be an integer of 32 bits").optional();
+const cacheSalt = text()
+  .min(1, { error: "must not be empty" })
+  .max(256, { error: "must be at most 256 characters long" })
+  .optional();
 
 const openai = {
   ...sampling,
   model: text().optional(),
   stream: flag,
   stream_options: object({ include_usage: flag, continuous_usage_stats: flag }).optional(),
-  max_tokens: positive,
+  min_tokens: integer(0, 2 ** 31 - 1, "must be an integer of at least 0").optional(),
+  priority,
+  cache_salt: cacheSalt,
+  prompt_logprobs: top,
+  include_stop_str_in_output: flag,
   return_token_ids: flag,
+  return_tokens_as_token_ids: flag,
 };
 
 const message = object({
   role: z.enum(["system", "developer", "user", "assistant", "tool"], {
     error: "must be system, developer, user, assistant or tool",
   }),
-  content: z.unknown().optional(),
+  content: content.optional(),
+  reasoning_content: text().optional(),
+  reasoning: text().optional(),
   name: text().optional(),
   tool_call_id: text().optional(),
   tool_calls: z.array(z.record(z.string(), z.unknown()), { error: "must be an array of objects" }).optional(),
@@ -92,42 +150,71 @@ const messages = z
 
 const chat = {
   add_generation_prompt: flag,
+  continue_final_message: flag,
   chat_template_kwargs: z.record(z.string(), z.unknown(), { error: "must be an object" }).optional(),
 };
 
-export const chatSchema = object({ ...openai, ...chat, messages, max_completion_tokens: positive });
+export const chatSchema = object({
+  ...openai,
+  ...chat,
+  messages,
+  max_tokens: positive,
+  max_completion_tokens: positive,
+  logprobs: flag,
+  top_logprobs: top,
+  separate_reasoning: flag,
+  include_reasoning: flag,
+});
 
-export const completionSchema = object({ ...openai, prompt: z.unknown().optional(), echo: flag });
+export const completionSchema = object({
+  ...openai,
+  prompt: prompt.optional(),
+  max_tokens: integer(0, 2 ** 31 - 1, "must be a positive integer, or 0 with echo").optional(),
+  echo: flag,
+  logprobs: top,
+  add_special_tokens: flag,
+});
 
 /** `sampling_params` of SGLang's native API. */
 const nativeSampling = object({
   ...sampling,
   max_new_tokens: positive,
+  min_new_tokens: openai.min_tokens,
   sampling_seed: sampling.seed,
+  no_stop_trim: flag,
 });
 
 export const generateSchema = object({
-  text: z.unknown().optional(),
-  input_ids: z.unknown().optional(),
+  text: texts.optional(),
+  input_ids: tokens.optional(),
   sampling_params: nativeSampling.optional(),
   stream: flag,
   rid: text().max(256, { error: "must be at most 256 characters long" }).optional(),
+  return_logprob: flag,
+  top_logprobs_num: top,
+  logprob_start_len: integer(-1, 2 ** 31 - 1, "must be a position in the prompt, or -1 for its end").optional(),
+  return_text_in_logprobs: flag,
+  priority,
 });
 
 export const tokenizeSchema = object({
   ...chat,
   model: text().optional(),
-  prompt: z.unknown().optional(),
+  prompt: texts.optional(),
   messages: messages.optional(),
   return_token_strs: flag,
-  add_special_tokens: z.literal(true, { error: "can only be true" }).optional(),
+  add_special_tokens: flag,
 });
+
+export const detokenizeSchema = object({ model: text().optional(), tokens: tokens.optional() });
 
 export const abortSchema = object({ rid: text().optional(), abort_all: flag });
 
 export type SamplingFields = z.infer<z.ZodObject<typeof sampling>>;
 export type OpenAIFields = z.infer<z.ZodObject<typeof openai>>;
-export type ChatFields = Pick<z.infer<typeof chatSchema>, "messages" | keyof typeof chat>;
+export type ChatBody = z.infer<typeof chatSchema>;
+export type ChatFields = Pick<ChatBody, "messages" | keyof typeof chat>;
+export type CompletionBody = z.infer<typeof completionSchema>;
 export type TokenizeBody = z.infer<typeof tokenizeSchema>;
 export type GenerateBody = z.infer<typeof generateSchema>;
 

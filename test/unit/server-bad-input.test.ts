@@ -35,6 +35,31 @@ describe("numbers", () => {
     max_tokens: [0, -1, 1.5, 2 ** 31 - 1, 2 ** 53, "10"],
     max_completion_tokens: [0, -5, 0.5, 2 ** 31 - 1],
     stop_token_ids: [[-1], [1.5], ["a"], 5, [null], new Array(10_000).fill(1)],
+    repetition_penalty: [0, -1, 2 ** 31 - 1, "1"],
+    presence_penalty: [-2.1, 2.1, 2 ** 31 - 1, "1"],
+    frequency_penalty: [-2.1, 2.1, 2 ** 31 - 1, []],
+    logit_bias: [
+      [],
+      5,
+      { a: 1 },
+      { "-1": 1 },
+      { "1.5": 1 },
+      { 5: 101 },
+      { 5: "1" },
+      { 5: null },
+      { 999999: 5 },
+      Object.fromEntries(Array.from({ length: 1025 }, (_, id) => [id, 1])),
+    ],
+    min_tokens: [-1, 0.5, 2 ** 31, "1"],
+    logprobs: [1, "true", []],
+    top_logprobs: [-1, 0.5, 21, 1e9, "1", 5],
+    prompt_logprobs: [-1, 0.5, 21, "1"],
+    priority: [0.5, 2 ** 31, "high"],
+    cache_salt: ["", 5, "x".repeat(257), "\ud800"],
+    continue_final_message: ["yes", 1],
+    separate_reasoning: ["no"],
+    include_stop_str_in_output: [1],
+    return_tokens_as_token_ids: ["yes"],
     stream: ["true", 1],
     ignore_eos: ["yes"],
     stop: [1, [1], "", ["a", ""], "x".repeat(2 ** 19), new Array(10_000).fill("a"), [null], "\ud800"],
@@ -54,6 +79,21 @@ describe("numbers", () => {
       }
     });
   }
+
+  test.each([-1, 0.5, 21, 1e9, true, "1"])("logprobs of %j on /v1/completions", async (logprobs) => {
+    expect(await refusal("/v1/completions", { prompt: "a", logprobs })).toMatchObject({
+      status: 400,
+      param: "logprobs",
+    });
+  });
+
+  test("fields that exclude each other", async () => {
+    const both = { messages, continue_final_message: true, add_generation_prompt: true };
+    expect((await refusal("/v1/chat/completions", both)).param).toBe("continue_final_message");
+    const streamed = { messages, prompt_logprobs: 1, stream: true };
+    expect((await refusal("/v1/chat/completions", streamed)).param).toBe("prompt_logprobs");
+    expect((await refusal("/v1/completions", { prompt: "a", max_tokens: 0 })).param).toBe("max_tokens");
+  });
 
   test("the reason is a sentence", async () => {
     const { message } = await refusal("/v1/chat/completions", { messages, temperature: -1 });
@@ -146,7 +186,12 @@ describe("content", () => {
     [{ text: "a", sampling_params: { max_new_tokens: -1 } }],
     [{ text: "a", sampling_params: { regex: "(" } }],
     [{ text: "a", sampling_params: [] }],
-    [{ text: "a", return_logprob: true }],
+    [{ text: "a", return_logprob: "yes" }],
+    [{ text: "a", return_logprob: [true] }],
+    [{ text: "a", return_logprob: true, top_logprobs_num: 1e9 }],
+    [{ text: "a", return_logprob: true, logprob_start_len: -2 }],
+    [{ text: "a", sampling_params: { min_new_tokens: -1 } }],
+    [{ text: "a", sampling_params: { repetition_penalty: 0 } }],
   ])("/generate %j", async (body) => {
     expect((await refusal("/generate", body)).status).toBe(400);
   });
@@ -154,18 +199,10 @@ describe("content", () => {
 
 describe("what is not done yet is refused by name", () => {
   test.each([
-    [{ logprobs: true }],
-    [{ top_logprobs: 10 ** 9 }],
     [{ tools: [{ type: "function", function: { name: "f" } }] }],
     [{ tool_choice: "required" }],
     [{ response_format: { type: "json_object" } }],
     [{ response_format: "text" }],
-    [{ logit_bias: { "999999": 5 } }],
-    [{ presence_penalty: 0.5 }],
-    [{ frequency_penalty: 3 }],
-    [{ repetition_penalty: 1.1 }],
-    [{ min_tokens: 4 }],
-    [{ continue_final_message: true }],
     [{ guided_regex: "(" }],
     [{ structured_outputs: { regex: "(" } }],
   ])("%j", async (field) => {
@@ -173,14 +210,14 @@ describe("what is not done yet is refused by name", () => {
     expect(error).toMatchObject({ status: 400, param: Object.keys(field)[0], code: "unsupported_parameter" });
   });
 
-  test("logprobs of 0 ask for something on /v1/completions", async () => {
-    expect((await refusal("/v1/completions", { prompt: "a", logprobs: 0 })).param).toBe("logprobs");
-  });
-
   test("values that ask for nothing are fine", async () => {
     const nothing = {
       logprobs: false,
       top_logprobs: 0,
+      prompt_logprobs: null,
+      min_tokens: 0,
+      priority: 0,
+      continue_final_message: false,
       tools: [],
       tool_choice: "auto",
       response_format: { type: "text" },

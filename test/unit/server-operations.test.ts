@@ -269,7 +269,7 @@ describe("routes", () => {
     for (const [path, body] of [
       ["/tokenize", {}],
       ["/tokenize", { prompt: 5 }],
-      ["/tokenize", { prompt: "a", add_special_tokens: false }],
+      ["/tokenize", { prompt: "a", add_special_tokens: "no" }],
       ["/detokenize", {}],
       ["/detokenize", { tokens: [-1] }],
       ["/detokenize", { tokens: ["a"] }],

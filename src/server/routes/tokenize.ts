@@ -4,7 +4,7 @@ import { InvalidRequest, type Prompt, type RuntimeInterface } from "../../runtim
 import { readObject } from "../body.ts";
 import type { ServerContext } from "../context.ts";
 import { chatPrompt, textPrompts, tokenPrompts } from "../parameters.ts";
-import { parse, type TokenizeBody, tokenizeSchema } from "../schemas.ts";
+import { detokenizeSchema, parse, type TokenizeBody, tokenizeSchema } from "../schemas.ts";
 import type { Environment } from "../server.ts";
 
 export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): void {
@@ -25,7 +25,7 @@ export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): 
 
   app.post("/detokenize", async (c) => {
     const runtime = context.runtime();
-    const { tokens } = await readObject(c, context.options.maxBodyBytes);
+    const { tokens } = parse(detokenizeSchema, await readObject(c, context.options.maxBodyBytes));
     const texts = tokenPrompts(tokens, "tokens").map((prompt) =>
       runtime.decode("tokens" in prompt ? prompt.tokens : []),
     );
@@ -37,5 +37,5 @@ export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): 
 function promptsOf(runtime: RuntimeInterface, body: TokenizeBody): Prompt[] {
   if (body.messages !== undefined) return [chatPrompt(runtime, { ...body, messages: body.messages })];
   if (body.prompt === undefined) throw new InvalidRequest("prompt is missing, or messages", "prompt");
-  return textPrompts(body.prompt, "prompt");
+  return textPrompts(body.prompt, "prompt", body.add_special_tokens);
 }

@@ -132,6 +132,8 @@ export class FakeRuntime implements RuntimeInterface {
     const room = this.info.maxContext - tokens.length;
     const { maxTokens = room } = parameters;
     if (room < 1 || maxTokens > room) throw new InvalidRequest("longer than the context", "maxTokens", "too_long");
+    const biased = [...(parameters.logitBias?.keys() ?? [])].find((token) => token >= 256);
+    if (biased !== undefined) throw new InvalidRequest(`token id ${biased} is not within the vocabulary`, "logitBias");
     const choice = this.calls.filter((call) => Buffer.from(call.tokens).equals(Buffer.from(tokens))).length;
     const script = this.script(this.decode(tokens), choice);
     const generation = new FakeGeneration(this.calls.length + 1, tokens, script, parameters, maxTokens);
