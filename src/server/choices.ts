@@ -150,6 +150,7 @@ export class Choices {
     this.hasEnded = true;
     clearTimeout(this.timer);
     this.context.leave(this);
+    if (this.generations.length > 0) this.context.metrics.requestEnded(this.generations);
     this.settled.resolve(this.record());
   }
 

@@ -57,6 +57,7 @@ export class Metrics {
   private readonly inference = new Histogram(phaseBounds);
   private readonly promptLengths = new Histogram(tokenBounds);
   private readonly answerLengths = new Histogram(tokenBounds);
+  private readonly longestAnswers = new Histogram(tokenBounds);
   /** Tokens at the last look at the throughput, and what it was then. */
   private throughput = { at: performance.now(), tokens: 0, value: 0 };
 
@@ -85,6 +86,12 @@ export class Metrics {
     this.prefill.observe((timing.firstEvent - startedAt) / 1000);
     this.decode.observe((now - timing.firstEvent) / 1000);
     this.inference.observe((now - startedAt) / 1000);
+  }
+
+  /** Takes in that all answers of a request have ended. */
+  requestEnded(generations: readonly Generation[]): void {
+    const longest = generations.reduce((most, { completionTokens }) => Math.max(most, completionTokens), 0);
+    this.longestAnswers.observe(longest);
   }
 
   /** Tokens a second since the last look, or since an older one where that was less than a second ago. */
@@ -134,6 +141,8 @@ export class Metrics {
     histogram("vllm:request_inference_time_seconds", "Prefill and decode together.", this.inference);
     histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", this.promptLengths);
     histogram("vllm:request_generation_tokens", "Tokens of an answer.", this.answerLengths);
+    const longest = "Tokens of the longest answer to a request.";
+    histogram("vllm:request_max_num_generation_tokens", longest, this.longestAnswers);
     const success = "vllm:request_success_total";
     const reasons = Object.entries(this.finished);
     const samples = reasons.map(([reason, count]) => `${success}{${labels},finished_reason="${reason}"} ${count}`);

@@ -11,7 +11,7 @@ import {
   toRuntimeOptions,
 } from "../../src/cli/options.ts";
 import { formatBytes, Progress } from "../../src/cli/progress.ts";
-import { serverFlags } from "../../src/cli/server-options.ts";
+import { readKeys, type ServerFlags, serverFlags } from "../../src/cli/server-options.ts";
 import { DEFAULT_OPTIONS } from "../../src/runtime/options.ts";
 
 /** The flags of a command with every option there is. */
@@ -35,6 +35,42 @@ async function refusal(...args: string[]): Promise<string> {
   }
   throw new Error("accepted");
 }
+
+describe("options of the server", () => {
+  const flags = (...args: string[]) => parse<ServerFlags>(...args);
+
+  test("names and keys may be several, at once or one after the other", () => {
+    expect(flags("--served-model-name", "a", "b", "--port", "1").servedModelName).toEqual(["a", "b"]);
+    expect(flags("--api-key", "a", "--port", "1", "--api-key", "b").apiKey).toEqual(["a", "b"]);
+  });
+
+  test("keys of all sources are taken together", () => {
+    expect(readKeys("api-key")).toEqual([]);
+    expect(readKeys("api-key", ["a"], undefined, "b, c\nd")).toEqual(["a", "b", "c", "d"]);
+    for (const key of ["", "a b", "schlüssel"]) expect(() => readKeys("api-key", [key])).toThrow("a key of --api-key");
+  });
+
+  test("origins are a list with commas, or vLLM's of JSON", () => {
+    for (const list of ["https://a.example, http://b:8080", '["https://a.example", "http://b:8080"]']) {
+      expect(flags("--allowed-origins", list).allowedOrigins).toEqual(["https://a.example", "http://b:8080"]);
+    }
+    expect(flags("--cors-allow-origins", "*").allowedOrigins).toEqual(["*"]);
+  });
+
+  test.each([
+    ["--allowed-origins", "example.com", "It must be *, or origins such as https://example.com"],
+    ["--allowed-origins", "https://a/path", "It must be *, or origins"],
+    ["--allowed-origins", '["a', "It must be a list such as"],
+    ["--request-timeout", "-1", "It must be a number of seconds"],
+    ["--watchdog-timeout", "soon", "It must be a number of seconds"],
+    ["--max-queued-requests", "-1", "It must be an integer of at least 0"],
+    ["--max-body-bytes", "10", "It must be an integer of at least 1024"],
+    ["--log-level", "loud", "It must be one of debug, info, warning, error"],
+    ["--tokenizer-count", "0", "It must be an integer from 1 to 64"],
+  ])("%s %s is refused", async (name, value, reason) => {
+    expect(await refusal("serve", "--model", "m", name, value)).toContain(reason);
+  });
+});
 
 describe("options", () => {
   test("left out, they are the runtime's defaults", () => {
