@@ -12,9 +12,14 @@ export interface TemplateMessage {
 export interface RenderOptions {
   /** Ends with what starts the assistant's answer. */
   addGenerationPrompt?: boolean;
+  /** Ends with the last message's text, so that the answer goes on with it. */
+  continueFinalMessage?: boolean;
   /** Further variables of the template, e.g. `enable_thinking`. */
   templateArguments?: Record<string, unknown>;
 }
+
+/** Marks where a message that goes on ends. Its last space shows whether the template trims. */
+const GOES_ON = "\uE000goes on\uE001 ";
 
 /** As in Jinja's sandbox. */
 const MAX_RANGE = 100_000;
@@ -35,6 +40,7 @@ export class ChatTemplate {
   /** @throws TemplateError with the template's own message, or saying what of it went wrong */
   render(messages: readonly TemplateMessage[], options: RenderOptions = {}): string {
     if (messages.length === 0) throw new TemplateError("messages must not be empty");
+    if (options.continueFinalMessage) return this.#renderOpen(messages, options);
     const variables: Record<string, unknown> = {
       ...GLOBALS,
       ...this.specialTokens,
@@ -55,6 +61,21 @@ export class ChatTemplate {
       if (error instanceof TemplateError) throw error;
       throw new TemplateError(`the model's chat template failed: ${reason(error)}`);
     }
+  }
+
+  /** As far as the last message's text; as transformers does it, with a mark that is cut off again. */
+  #renderOpen(messages: readonly TemplateMessage[], options: RenderOptions): string {
+    const last = flattenContent(messages[messages.length - 1]);
+    const content = String(last.content ?? "");
+    const marked = [...messages.slice(0, -1), { ...last, content: content + GOES_ON }];
+    const text = this.render(marked, { ...options, addGenerationPrompt: false, continueFinalMessage: false });
+    const end = text.lastIndexOf(GOES_ON.trimEnd());
+    if (end < 0)
+      throw new TemplateError("the model's chat template leaves out the last message: it cannot be continued");
+    const open = text.slice(0, end);
+    const space = content.slice(content.trimEnd().length);
+    const trims = !text.startsWith(GOES_ON, end);
+    return trims && open.endsWith(space) ? open.slice(0, open.length - space.length) : open;
   }
 
   #parse(): ReturnType<typeof parse> {

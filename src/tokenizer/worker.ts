@@ -83,8 +83,8 @@ class PromptEncoder {
     return this.tokenizer.encode(text, { addSpecialTokens: isText && (prompt.addSpecialTokens ?? true) });
   }
 
-  private render({ messages, addGenerationPrompt = true, templateArguments }: ChatPrompt): string {
-    return this.tokenizer.renderChat(messages, { addGenerationPrompt, templateArguments });
+  private render({ messages, addGenerationPrompt = true, ...options }: ChatPrompt): string {
+    return this.tokenizer.renderChat(messages, { addGenerationPrompt, ...options });
   }
 }
 

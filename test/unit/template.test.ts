@@ -102,6 +102,20 @@ describe("in the tokenizer", () => {
     expect(() => broken.renderChat(hi)).toThrow(TemplateError);
   });
 
+  test("a message that goes on is not closed, and keeps its last space unless the template trims", () => {
+    const open = (source: string, content: string) =>
+      new ChatTemplate(source, { bos_token: "<s>" }).render([...hi, { role: "assistant", content }], {
+        continueFinalMessage: true,
+      });
+    const begun = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+    for (const content of ["Paris is ", "", "<|im_end|>", "hi"]) {
+      expect(open(templates.smollm2, content)).toEndWith(begun + content);
+      const llama = open(templates.llama3, content);
+      expect(llama).toEndWith(`<|start_header_id|>assistant<|end_header_id|>\n\n${content.trim()}`);
+    }
+    expect(() => open("{{ messages[0].content }}", "no")).toThrow("it cannot be continued");
+  });
+
   test("content in parts becomes text", () => {
     const content = [
       { type: "text", text: "a" },
