@@ -107,6 +107,62 @@ describe("chat completions", () => {
     expect(Object.values(runtime.calls[1].parameters).filter((value) => value !== undefined)).toEqual([]);
   });
 
+  test("so do those that change logits, and what the scheduler goes by", async () => {
+    const body = {
+      messages: user("hi"),
+      repetition_penalty: 1.2,
+      presence_penalty: -0.5,
+      frequency_penalty: 2,
+      logit_bias: { "5": -100, "7": 0.25 },
+      min_tokens: 3,
+      priority: -4,
+      cache_salt: "mine",
+      prompt_logprobs: 0,
+    };
+    expect((await post(server, "/v1/chat/completions", body)).status).toBe(200);
+    const common = {
+      repetitionPenalty: 1.2,
+      presencePenalty: -0.5,
+      frequencyPenalty: 2,
+      logitBias: new Map([
+        [5, -100],
+        [7, 0.25],
+      ]),
+      minTokens: 3,
+      priority: -4,
+    };
+    expect(runtime.calls[0].parameters).toEqual({ ...common, cacheSalt: "mine", promptLogprobs: 0 });
+    const { messages, prompt_logprobs, cache_salt, priority, min_tokens, ...sampling } = body;
+    const native = { text: "a", priority, sampling_params: { ...sampling, min_new_tokens: min_tokens } };
+    expect((await post(server, "/generate", native)).status).toBe(200);
+    expect(runtime.calls[1].parameters).toEqual({ ...common, maxTokens: 128 });
+  });
+
+  test("a chat goes on with its last message", async () => {
+    const messages = [...user("hi"), { role: "assistant", content: "Well" }];
+    const body = { messages, continue_final_message: true };
+    for (const more of [{}, { add_generation_prompt: false }]) {
+      expect((await post(server, "/v1/chat/completions", { ...body, ...more })).status).toBe(200);
+      expect(runtime.calls.at(-1)!.prompt).toMatchObject({ continueFinalMessage: true, addGenerationPrompt: false });
+    }
+  });
+
+  test("the stop string is in the answer where it is asked for, as is a stop token's text", async () => {
+    const body = { messages: user("hi"), include_stop_str_in_output: true };
+    for (const [stopReason, end] of [
+      ["END", "END"],
+      [33, "!"],
+      [255, ""],
+    ] as const) {
+      runtime.script = () => ({ ...hello, stopReason });
+      const answer = (await json(post(server, "/v1/chat/completions", body))) as OpenAI.ChatCompletion;
+      expect(answer.choices[0].message.content).toBe(`Hello wörld${end}`);
+    }
+    runtime.script = () => ({ ...hello, stopReason: "END" });
+    const native = { text: "a", sampling_params: { no_stop_trim: true } };
+    expect(await (await post(server, "/generate", native)).json()).toMatchObject({ text: "Hello wörldEND" });
+  });
+
   test("a top_k of -1 or 0 is all, and seeds of 64 bits or below zero are taken", async () => {
     for (const [top_k, seed] of [
       [-1, -1],
@@ -227,6 +283,11 @@ describe("completions", () => {
       expect(answer.choices.map(({ index }) => index)).toEqual(expected.map((_, index) => index));
       expect(answer.usage?.prompt_tokens).toBe(expected.join("").length);
     }
+  });
+
+  test("add_special_tokens: false reaches the tokenizer", async () => {
+    await post(server, "/v1/completions", { prompt: "x", max_tokens: 1, add_special_tokens: false });
+    expect(runtime.calls[0].prompt).toEqual({ text: "x", addSpecialTokens: false });
   });
 
   test("16 tokens unless told otherwise, or what fits", async () => {
