@@ -16,6 +16,7 @@ import type {
   Prompt,
   RuntimeOptions,
   RuntimeStatistics,
+  TokenLogprob,
 } from "./runtime/types.ts";
 import { spawn } from "./spawn.ts";
 
@@ -37,6 +38,10 @@ export interface Completion {
   /** What ended it, where it was a stop string or a token id other than EOS. */
   stopReason?: string | number;
   promptTokens: readonly number[];
+  /** Of each of tokens, where the request asked for them. */
+  logprobs?: TokenLogprob[];
+  /** Of promptTokens[1] and on, where the request asked for them. */
+  promptLogprobs?: readonly TokenLogprob[];
   /** How many of the prompt's tokens were found in the prefix cache. */
   cachedTokens: number;
 }
@@ -86,16 +91,23 @@ export class LLM {
       const parameters = isList(sampling) ? sampling[index] : sampling;
       const generation = await runtime.generate(toPrompt(prompt), parameters, abort.signal);
       const tokens: number[] = [];
+      const logprobs: TokenLogprob[] = [];
       let text = "";
       let last: GenerationEvent | undefined;
       for await (const event of generation) {
         text += event.text;
         for (const token of event.tokens) tokens.push(token);
+        for (const logprob of event.logprobs ?? []) logprobs.push(logprob);
         last = event;
       }
-      const { promptTokens, cachedTokens } = generation;
-      const completion = { text, tokens, finishReason: last?.finishReason ?? "abort", promptTokens, cachedTokens };
-      return last?.stopReason === undefined ? completion : { ...completion, stopReason: last.stopReason };
+      const { promptTokens, promptLogprobs, cachedTokens } = generation;
+      const finishReason = last?.finishReason ?? "abort";
+      return {
+        ...{ text, tokens, finishReason, promptTokens, cachedTokens },
+        ...(last?.stopReason !== undefined && { stopReason: last.stopReason }),
+        ...(parameters.logprobs !== undefined && { logprobs }),
+        ...(parameters.promptLogprobs !== undefined && { promptLogprobs }),
+      };
     };
     try {
       return await Promise.all(list.map(complete));

@@ -7,7 +7,7 @@ import { ForwardingEngine } from "../engine/forwarding.ts";
 import { loadEngine } from "../engine/load.ts";
 import type { StepEngine } from "../engine/types.ts";
 import { createRing, RingConsumer, RingProducer } from "../message/ring.ts";
-import type { EngineOptions } from "../message/types.ts";
+import { type EngineOptions, PLAIN } from "../message/types.ts";
 import { Scheduler } from "../scheduler/scheduler.ts";
 import { runClient } from "./client.ts";
 import { percentile } from "./drive.ts";
@@ -67,7 +67,7 @@ export async function benchStep(options: EngineOptions): Promise<Figure[]> {
     randomItems(shapes, info.vocabularySize).forEach(({ tokens, maxTokens }, index) => {
       const sampling = { temperature: 0.6, topK: 0, topP: 1, minP: 0, seed: index };
       const request = { uid: index + 1, tokens: Int32Array.from(tokens), sampling, maxTokens, stopTokenIds: [] };
-      scheduler.add({ ...request, ignoreEos: true, queuedAt: 0 });
+      scheduler.add({ ...PLAIN, ...request, ignoreEos: true, queuedAt: 0 });
     });
     while (timed.gaps.length < WARM_STEPS + STEPS && scheduler.step()) output.publish();
     const gaps = timed.gaps.slice(WARM_STEPS);

@@ -3,6 +3,7 @@
  * A batch belongs to a step slot: Engine.nextBatch() hands out a cleared one and takes it back by itself.
  */
 import type { Sampling } from "../message/types.ts";
+import type { LogitOptions, LogitRows } from "./logit-rows.ts";
 
 /** Words of a row of `sequence_rows` (see msgl_expand). */
 export const ROW_WORDS = 7;
@@ -11,8 +12,12 @@ export const PATCH_WORDS = 4;
 /** Words of a msgl_sampling. */
 export const SAMPLING_WORDS = 8;
 
+export const GREEDY: Sampling = { temperature: 0, topK: 0, topP: 1, minP: 0, seed: 0 };
+
 export interface BatchLimits {
   maxSequences: number;
+  /** Rows of logits, at least maxSequences. */
+  maxSamples: number;
   maxTokens: number;
   /** Words that page-table and token-table patches of one step may carry. */
   maxPageValues: number;
@@ -55,6 +60,14 @@ export class TablePatches {
   }
 }
 
+/** A prompt whose tokens' logprobs are wanted, with `top` alternatives. */
+export interface Score {
+  tokens: Int32Array;
+  /** Position of the first token from whose logits that of the next is wanted. */
+  from: number;
+  top: number;
+}
+
 /** A batch in its step slot. Decode rows (count 1) are added first, then prefill chunks. */
 export class Batch {
   sequences = 0;
@@ -73,13 +86,14 @@ export class Batch {
     readonly limits: BatchLimits,
     /** [maxSequences, ROW_WORDS]: slot, start, count, token_begin, page_begin, sample_index, sample_count. */
     readonly rows: Int32Array,
-    /** [maxSequences, SAMPLING_WORDS]: a msgl_sampling for each row that samples. */
+    /** [maxSamples, SAMPLING_WORDS]: a msgl_sampling for each row of logits. */
     readonly samplingRows: Int32Array,
     readonly queryLengths: Int32Array,
     readonly contextLengths: Int32Array,
     /** Applied before the forward, in this order. */
     readonly pagePatches: TablePatches,
     readonly tokenPatches: TablePatches,
+    readonly logits: LogitRows,
   ) {
     this.samplingFloats = new Float32Array(samplingRows.buffer, samplingRows.byteOffset, samplingRows.length);
   }
@@ -89,30 +103,52 @@ export class Batch {
     this.random = this.filtered = false;
     this.pagePatches.clear();
     this.tokenPatches.clear();
+    this.logits.clear();
   }
 
   /**
    * Adds positions start .. start + count - 1 of the sequence in `slot`. With `sampling`, the token after them is
-   * drawn; returns its index among the step's tokens, else -1. The token is written to the token table as well.
+   * drawn, as `options` want; returns its index among the step's tokens, else -1. The token is written to the token
+   * table as well. With `score`, the known tokens after the chunk's from score.from on get logprobs, before those of
+   * the token that is drawn.
    */
-  add(slot: number, start: number, count: number, decode: boolean, sampling: Sampling | null): number {
+  add(
+    slot: number,
+    start: number,
+    count: number,
+    decode: boolean,
+    sampling: Sampling | null,
+    options: LogitOptions | null = null,
+    score: Score | null = null,
+  ): number {
     const index = this.sequences++;
     const context = start + count;
     const at = index * ROW_WORDS;
+    const first = this.samples;
+    if (score !== null) this.addScored(score, start, sampling === null ? context : context - 1);
     const sample = sampling === null ? -1 : this.addSample(slot, context, sampling);
+    if (sample >= 0 && options !== null) this.logits.add(sample, slot, context, options);
     this.rows[at] = slot;
     this.rows[at + 1] = start;
     this.rows[at + 2] = count;
     this.rows[at + 3] = this.tokens;
     this.rows[at + 4] = this.pages;
-    this.rows[at + 5] = sample;
-    this.rows[at + 6] = sampling === null ? 0 : 1;
+    this.rows[at + 5] = this.samples > first ? first : -1;
+    this.rows[at + 6] = this.samples - first;
     this.queryLengths[index] = count;
     this.contextLengths[index] = context;
     this.tokens += count;
     this.pages += Math.ceil(context / this.limits.pageSize);
     if (decode) this.decodeSequences++;
     return sample;
+  }
+
+  /** Rows of logits that only score: what is drawn from them goes to the token table's padding row. */
+  private addScored({ tokens, from, top }: Score, start: number, end: number): void {
+    for (let position = Math.max(from, start); position < end; position++) {
+      const row = this.addSample(this.limits.maxSequences, 0, GREEDY);
+      this.logits.addLogprob(row, tokens[position + 1], top);
+    }
   }
 
   private addSample(slot: number, position: number, sampling: Sampling): number {

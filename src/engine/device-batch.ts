@@ -14,7 +14,8 @@ export class DeviceBatch {
   readonly tokenTable: Tensor;
   private readonly pageTable: Tensor;
   private readonly staged: Pointer;
-  private readonly parts: ReturnType<typeof stagedAt>;
+  /** Addresses of the uploaded parts. */
+  readonly parts: ReturnType<typeof stagedAt>;
   private readonly limits: BatchLimits;
 
   constructor(
@@ -24,7 +25,7 @@ export class DeviceBatch {
     paddingPage: number,
   ) {
     const { limits } = layout;
-    const { maxSequences, maxTokens, pageSize } = limits;
+    const { maxSequences, maxSamples, maxTokens, pageSize } = limits;
     const pagesPerSequence = Math.ceil(maxContext / pageSize);
     const words = (count: number) => device.tensor(DType.I32, [count]);
     this.limits = limits;
@@ -40,16 +41,12 @@ export class DeviceBatch {
       ids: words(maxTokens),
       positions: words(maxTokens),
       cacheRows: words(maxTokens),
-      sampleRows: words(maxSequences),
+      sampleRows: words(maxSamples),
       queryBegin: words(maxSequences + 1),
       pageBegin: words(maxSequences + 1),
       pages: words(maxSequences * pagesPerSequence),
       lastPageLength: words(maxSequences),
     };
-  }
-
-  get sampling(): Pointer {
-    return this.parts.sampling;
   }
 
   /** Enqueues the upload of a step and the writing of its table patches. */

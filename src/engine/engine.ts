@@ -3,17 +3,18 @@ import { rotaryTable } from "../layer/rotary.ts";
 import { KvPool, Step } from "../layer/step.ts";
 import type { EngineOptions } from "../message/types.ts";
 import type { Model } from "../model/decoder.ts";
-import { Arena, type Device } from "../native/device.ts";
-import { AttentionPlan, sample } from "../native/ops.ts";
+import { Arena, type Device, type Event } from "../native/device.ts";
+import { AttentionPlan } from "../native/ops.ts";
 import { MSGL_ATTENTION_AUTO, MSGL_ATTENTION_FA, MSGL_ATTENTION_FI } from "../native/symbols.ts";
 import { DType, type Tensor } from "../native/tensor.ts";
 import type { Batch, BatchLimits } from "./batch.ts";
 import { DeviceBatch } from "./device-batch.ts";
 import { DecodeGraphs } from "./graphs.ts";
 import { type PoolPlan, planPool, type StepLimits, stepLimits } from "./memory-plan.ts";
+import { Sampler } from "./sampler.ts";
 import { measureScratch } from "./scratch.ts";
 import { StagingLayout, StepSlot } from "./staging.ts";
-import type { StepEngine } from "./types.ts";
+import type { StepEngine, StepLogprobs, StepTime } from "./types.ts";
 
 /** Steps that may be prepared or in flight: one computed, one launched, one being filled. */
 const STEP_SLOTS = 3;
@@ -40,11 +41,12 @@ export class Engine implements StepEngine {
   private readonly kv: KvPool;
   private readonly rotary: Tensor;
   private readonly batch: DeviceBatch;
-  private readonly tokens: Tensor;
+  private readonly sampler: Sampler;
   private readonly graphs: DecodeGraphs;
   private readonly slots: StepSlot[];
   private next = 0;
   private lastLogits: Tensor | null = null;
+  private lastDone: Event | null = null;
 
   /** Plans and allocates everything that steps need. @throws Error when it does not fit the device. */
   constructor(
@@ -56,13 +58,16 @@ export class Engine implements StepEngine {
     const { pageSize } = options;
     const steps = stepLimits(options, device.properties());
     this.plan = this.createPlan(steps, options);
-    this.arena = Arena.allocate(device, measureScratch(device, loaded, steps, this.plan));
+    const scratch = measureScratch(device, loaded, steps, this.plan);
+    this.arena = Arena.allocate(device, scratch.bytes);
     this.pool = planPool(config, dtype, options, device.properties(), steps.maxSequences);
     this.limits = {
       maxSequences: steps.maxSequences,
+      maxSamples: steps.maxSamples,
       maxTokens: steps.maxTokens,
       maxPageValues: steps.maxTokens + 2 * Math.ceil(this.pool.maxContext / pageSize),
-      maxTokenValues: steps.maxTokens,
+      // Penalties make a sequence write all of its tokens, those of a cached prefix too.
+      maxTokenValues: Math.max(steps.maxTokens, this.pool.maxContext),
       pageSize,
     };
     const width = config.numKvHeads * config.headDim;
@@ -75,7 +80,7 @@ export class Engine implements StepEngine {
     device.upload(this.rotary.pointer, rotaryTable(config, this.pool.maxContext));
     const layout = new StagingLayout(this.limits);
     this.batch = new DeviceBatch(device, layout, this.pool.maxContext, this.pool.numPages);
-    this.tokens = device.tensor(DType.I32, [steps.maxSequences]);
+    this.sampler = new Sampler(device, this.batch, layout, this.arena, scratch.copiedLogits, config.vocabularySize);
     this.slots = Array.from({ length: STEP_SLOTS }, (_, index) => new StepSlot(device, layout, index));
     this.graphs = this.captureGraphs(steps.graphMaxBatchSize);
     device.synchronize();
@@ -112,12 +117,15 @@ export class Engine implements StepEngine {
     const size = decodeOnly ? graphs.paddedSize(batch.sequences) : 0;
     const sequences = size || batch.sequences;
     this.batch.pad(slot, sequences);
+    device.record(slot.begin);
     this.batch.write(slot);
     const decode = batch.decodeSequences + sequences - batch.sequences;
     this.plan.update(batch.queryLengths, batch.contextLengths, sequences, decode, size > 0);
     const logits = size > 0 ? graphs.replay(size) : this.forward(batch.sequences, batch.tokens, batch.samples);
     if (batch.samples > 0) this.sample(slot, logits.head(batch.samples));
     device.record(slot.done);
+    slot.doneBefore = this.lastDone;
+    this.lastDone = slot.done;
   }
 
   ready(batch: Batch): boolean {
@@ -127,10 +135,20 @@ export class Engine implements StepEngine {
   collect(batch: Batch): Int32Array {
     const slot = this.slotOf(batch);
     this.device.wait(slot.done);
-    return slot.tokens;
+    return slot.results;
   }
 
-  /** Logits [samples, vocabulary] of the step launched last; waits for it. For tests and tools. */
+  logprobs(batch: Batch): StepLogprobs {
+    return this.sampler.logprobs(this.slotOf(batch));
+  }
+
+  time(batch: Batch): StepTime {
+    const { begin, done, doneBefore } = this.slotOf(batch);
+    const { device } = this;
+    return { busy: device.elapsed(begin, done), idle: doneBefore === null ? 0 : device.elapsed(doneBefore, begin) };
+  }
+
+  /** Logits [samples, vocabulary] that the step launched last has sampled from; waits for it. For tests and tools. */
   logits(): Float32Array {
     const logits = this.lastLogits as Tensor;
     return new Float32Array(this.device.download(logits.pointer, logits.bytes));
@@ -160,10 +178,8 @@ export class Engine implements StepEngine {
   }
 
   private sample(slot: StepSlot, logits: Tensor): void {
-    const { device, batch, tokens } = this;
     this.lastLogits = logits;
-    sample(device, tokens.pointer, batch.tokenTable, logits, batch.sampling, slot.batch);
-    device.copy(slot.tokensPointer, tokens.pointer, slot.batch.samples * Int32Array.BYTES_PER_ELEMENT);
+    this.sampler.sample(slot, logits);
   }
 
   private captureGraphs(largest: number): DecodeGraphs {

@@ -1,5 +1,5 @@
 import type { Batch, BatchLimits } from "./batch.ts";
-import type { StepEngine } from "./types.ts";
+import type { StepEngine, StepLogprobs, StepTime } from "./types.ts";
 
 /** Passes everything on to another engine: what one that watches it extends. */
 export class ForwardingEngine<Inner extends StepEngine = StepEngine> implements StepEngine {
@@ -35,5 +35,11 @@ export class ForwardingEngine<Inner extends StepEngine = StepEngine> implements 
   }
   collect(batch: Batch): Int32Array {
     return this.engine.collect(batch);
+  }
+  logprobs(batch: Batch): StepLogprobs {
+    return this.engine.logprobs(batch);
+  }
+  time(batch: Batch): StepTime {
+    return this.engine.time(batch);
   }
 }

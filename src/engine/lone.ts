@@ -1,7 +1,6 @@
 import type { Sampling } from "../message/types.ts";
+import { GREEDY } from "./batch.ts";
 import type { Engine } from "./engine.ts";
-
-export const GREEDY: Sampling = { temperature: 0, topK: 0, topP: 1, minP: 0, seed: 0 };
 
 export interface LoneOptions {
   /** Tokens of the prompt that a step computes; all of them where it is left out. */

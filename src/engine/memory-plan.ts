@@ -25,11 +25,16 @@ const CPU_CONTEXT_SHARE = 0.25;
 /** Tokens of context without which a pool is of no use. */
 const LEAST_CONTEXT = 16;
 
+/** Rows of logits where a step has the tokens: so prompts get their logprobs in chunks that are not tiny. */
+const LEAST_SAMPLES = 64;
+
 /** Sizes that are known before anything is allocated. */
 export interface StepLimits {
   maxSequences: number;
   /** Rows of a step at most. */
   maxTokens: number;
+  /** Rows of a step whose logits are wanted at most: fewer than maxTokens. */
+  maxSamples: number;
   graphMaxBatchSize: number;
 }
 
@@ -37,10 +42,12 @@ export function stepLimits(options: EngineOptions, properties: DeviceProperties)
   const defaults = deviceDefaults(!properties.floatActivations);
   const maxSequences = options.maxRunningRequests || defaults.maxRunningRequests;
   const graphMaxBatchSize = options.graphMaxBatchSize < 0 ? defaults.graphMaxBatchSize : options.graphMaxBatchSize;
+  // Every running sequence decodes in every step, and prefill always has room to go on.
+  const maxTokens = Math.max(options.maxPrefillLength || defaults.maxPrefillLength, maxSequences + 1);
   return {
     maxSequences,
-    // Every running sequence decodes in every step, and prefill always has room to go on.
-    maxTokens: Math.max(options.maxPrefillLength || defaults.maxPrefillLength, maxSequences + 1),
+    maxTokens,
+    maxSamples: Math.max(maxSequences, Math.min(LEAST_SAMPLES, maxTokens - 1)),
     graphMaxBatchSize: Math.min(graphMaxBatchSize, maxSequences),
   };
 }

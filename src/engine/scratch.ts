@@ -5,13 +5,20 @@ import { DType } from "../native/tensor.ts";
 import type { LoadedModel } from "./engine.ts";
 import type { StepLimits } from "./memory-plan.ts";
 
+/** What the largest step needs of the arena. */
+export interface Scratch {
+  bytes: number;
+  /** Where the step's logits end and a copy of them can lie. */
+  copiedLogits: number;
+}
+
 /**
- * Bytes of activations that the largest step needs: the forward is recorded once over an arena without memory, and the
- * recording thrown away. So a model declares no sizes.
+ * Finds what the activations of the largest step need: the forward is recorded once over an arena without memory, and
+ * the recording thrown away. So a model declares no sizes.
  */
-export function measureScratch(device: Device, loaded: LoadedModel, steps: StepLimits, plan: AttentionPlan): number {
+export function measureScratch(device: Device, loaded: LoadedModel, steps: StepLimits, plan: AttentionPlan): Scratch {
   const { config, dtype, activationType, model } = loaded;
-  const { maxTokens, maxSequences } = steps;
+  const { maxTokens, maxSamples } = steps;
   const arena = Arena.measuring();
   const nowhere = arena.tensor(DType.I32, [0]);
   const batch: ExpandedBatch = {
@@ -26,8 +33,10 @@ export function measureScratch(device: Device, loaded: LoadedModel, steps: StepL
   };
   const kv = new KvPool(arena.tensor(dtype, [0]), config.numLayers, 0, 0);
   const rotary = arena.tensor(DType.F32, [0, config.headDim]);
-  const step = new Step(device, arena, activationType, maxTokens, maxSequences, batch, plan, kv, rotary);
+  const step = new Step(device, arena, activationType, maxTokens, maxSamples, batch, plan, kv, rotary);
   plan.update(Int32Array.of(maxTokens), Int32Array.of(maxTokens), 1, 0, false);
   device.destroyGraph(device.capture(() => model.forward(step)));
-  return arena.peak;
+  const copiedLogits = arena.mark;
+  arena.tensor(DType.F32, [maxSamples, config.vocabularySize]);
+  return { bytes: arena.peak, copiedLogits };
 }

@@ -4,6 +4,23 @@
  */
 import type { Batch, BatchLimits } from "./batch.ts";
 
+/**
+ * The logprobs of a step, in the order of its LogitRows.logprobs: logprobs [rows], and topIds and topLogprobs
+ * [rows, top], descending. Valid as long as the step's tokens.
+ */
+export interface StepLogprobs {
+  top: number;
+  logprobs: Float32Array;
+  topIds: Int32Array;
+  topLogprobs: Float32Array;
+}
+
+/** Milliseconds that a step took on the device, and those that the device had nothing to do before it. */
+export interface StepTime {
+  busy: number;
+  idle: number;
+}
+
 export interface StepEngine {
   readonly limits: BatchLimits;
   /** Rows of the device's page table and token table that sequences may use: slots 0 .. maxSequences - 1. */
@@ -22,4 +39,8 @@ export interface StepEngine {
   ready(batch: Batch): boolean;
   /** Waits for a launched step. Its tokens, one for each sample index; valid until the batch is handed out again. */
   collect(batch: Batch): Int32Array;
+  /** The logprobs of a step that was collected. */
+  logprobs(batch: Batch): StepLogprobs;
+  /** How long a step took that was collected before another one is. */
+  time(batch: Batch): StepTime;
 }

@@ -8,7 +8,7 @@
  * The producer publishes once a step: one store and one notify, however many tokens. It waits when the ring is full;
  * the consumer never does.
  */
-import type { FinishCode } from "./types.ts";
+import type { FinishCode, ScoredOutput } from "./types.ts";
 
 const PUBLISHED = 0;
 const CONSUMED = 16;
@@ -27,6 +27,8 @@ export interface TokenOutput {
    * @param waited Microseconds from Request.queuedAt to the launch of the first step, below 2^31; 0 if there was none.
    */
   push(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void;
+  /** The same for a request that asked for logprobs. */
+  pushScored?(output: ScoredOutput): void;
 }
 
 /** Receives the records in the order they were pushed. */

@@ -80,9 +80,36 @@ export interface Request {
   stopTokenIds: readonly number[];
   /** Do not end at the model's EOS ids (stopTokenIds still end it). */
   ignoreEos: boolean;
+  /** While fewer are generated, the ids that would end it cannot be drawn. */
+  minTokens: number;
+  /** Null: none. With what minTokens bans, a bias has at most MAX_LOGIT_ENTRIES ids. */
+  penalties: Penalties | null;
+  logitBias: LogitBias | null;
+  /** How many of the most probable tokens are reported with each generated token's logprob; -1: no logprobs. */
+  logprobs: number;
+  /** The same for the prompt's tokens from the second on. */
+  promptLogprobs: number;
+  /** The lower, the earlier it starts, and the later it is preempted. */
+  priority: number;
+  /** Cached prefixes are shared within a namespace only. */
+  namespace: string;
   /** When it was sent, in milliseconds that mean the same in every thread: performance.timeOrigin + performance.now(). */
   queuedAt: number;
 }
+
+/** A request's fields that leave its logits, its place in the queue and its prefix alone. */
+export const PLAIN = {
+  minTokens: 0,
+  penalties: null,
+  logitBias: null,
+  logprobs: -1,
+  promptLogprobs: -1,
+  priority: 0,
+  namespace: "",
+} as const satisfies Partial<Request>;
+
+/** Biased and banned ids of a request at most. */
+export const MAX_LOGIT_ENTRIES = 1536;
 
 /**
  * Logprobs of some tokens in a row, by log_softmax of the model's logits, before bias, penalties and temperature.
@@ -96,6 +123,19 @@ export interface LogprobRows {
   topLogprobs: Float32Array;
 }
 
+/** What a step gave a request that asked for logprobs; see TokenOutput.push. */
+export interface ScoredOutput {
+  uid: number;
+  token: number;
+  finish: FinishCode;
+  cachedTokens: number;
+  waited: number;
+  /** One row, the token's; null if there is no token, or none of its logprobs are wanted. */
+  logprobs: LogprobRows | null;
+  /** The prompt's next tokens; null if there are none in this step. */
+  promptLogprobs: LogprobRows | null;
+}
+
 /** Why a sequence ended. The values are the ring's codes. */
 export const Finish = { none: 0, stop: 1, length: 2, abort: 3, error: 4 } as const;
 export type FinishCode = (typeof Finish)[keyof typeof Finish];
@@ -107,11 +147,13 @@ export type ToScheduler =
   | { type: "flush"; id: number }
   | { type: "stop" };
 
-/** What the scheduler worker says to main besides the tokens, which come through the ring. */
+/** What the scheduler worker says to main besides the tokens, which come through the ring if nothing large is with them. */
 export type FromScheduler =
   | { type: "progress"; stage: string; done: number; total: number }
   | { type: "ready"; info: EngineInfo }
   | { type: "flushed"; id: number; done: boolean }
+  /** All that a step gave requests that asked for logprobs: nothing of theirs comes through the ring. */
+  | { type: "scored"; outputs: ScoredOutput[] }
   | { type: "stopped" }
   | { type: "fatal"; message: string; stack?: string };
 
@@ -163,5 +205,8 @@ export const Statistic = {
   promptTokens: 8,
   cachedTokens: 9,
   generatedTokens: 10,
+  /** What steps took on the device, and what it had to wait before them for the host, modulo 2^31. */
+  busyMicroseconds: 11,
+  idleMicroseconds: 12,
   words: 16,
 } as const;

@@ -1,5 +1,5 @@
 /** One answer in main: takes its tokens as the ring brings them, and gives them to whoever iterates as text. */
-import { Finish, type FinishCode } from "../message/types.ts";
+import { Finish, type FinishCode, type LogprobRows } from "../message/types.ts";
 import type { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
 import type { StopMatcher } from "../tokenizer/stop.ts";
 import {
@@ -20,6 +20,8 @@ export interface AnswerParts {
   /** Null without stop strings. */
   matcher: StopMatcher | null;
   stopTokenIds: readonly number[];
+  /** Its events report logprobs. */
+  logprobs: boolean;
   /** Called once, when no more tokens are wanted. `early`: the scheduler does not know it yet. */
   onEnd(answer: Answer, early: boolean): void;
   /** Called at the first record, before anything else. */
@@ -33,7 +35,7 @@ export interface AnswerParts {
 export class Answer implements Generation, AsyncIterableIterator<GenerationEvent, undefined> {
   cachedTokens = 0;
   completionTokens = 0;
-  promptLogprobs: readonly TokenLogprob[] = [];
+  readonly promptLogprobs: TokenLogprob[] = [];
   startedAt = 0;
   readonly queuedAt = performance.now();
   /** Runtime's mark for answers that got something in this drain. */
@@ -41,6 +43,8 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
   private started = false;
   private text = "";
   private tokens: number[] = [];
+  /** Of each of tokens, where they were asked for. */
+  private logprobs: TokenLogprob[] = [];
   private finishReason: FinishReason | null = null;
   private stopReason: string | number | undefined;
   private failure: Error | null = null;
@@ -54,8 +58,18 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
     private readonly parts: AnswerParts,
   ) {}
 
-  /** Takes a record of the ring; the consumer hears of it at wake(). `token` is negative where there is none. */
-  accept(token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
+  /**
+   * Takes what a step gave; the consumer hears of it at wake(). `token` is negative where there is none.
+   * @param logprobs The token's. @param promptLogprobs Those of the prompt's next tokens.
+   */
+  accept(
+    token: number,
+    finish: FinishCode,
+    cachedTokens: number,
+    waited: number,
+    logprobs: LogprobRows | null = null,
+    promptLogprobs: LogprobRows | null = null,
+  ): void {
     if (this.ended) return;
     if (!this.started) {
       this.started = true;
@@ -63,9 +77,11 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
       if (waited > 0) this.startedAt = this.queuedAt + waited / 1000;
       this.parts.onStart(this);
     }
+    if (promptLogprobs !== null) addLogprobs(this.promptLogprobs, promptLogprobs);
     if (token >= 0) {
       this.completionTokens++;
       this.tokens.push(token);
+      if (logprobs !== null) addLogprobs(this.logprobs, logprobs);
       if (finish !== Finish.stop && this.addText(this.parts.detokenizer?.push(token) ?? "")) {
         this.end("stop", finish === Finish.none);
         return;
@@ -176,11 +192,28 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
   }
 
   private takeEvent(): GenerationEvent {
-    const { text, tokens, finishReason, stopReason } = this;
+    const { text, tokens, logprobs, finishReason, stopReason } = this;
+    const event: GenerationEvent = { text, tokens, finishReason };
     this.text = "";
     this.tokens = [];
-    if (finishReason === null) return { text, tokens, finishReason };
+    if (this.parts.logprobs) {
+      event.logprobs = logprobs;
+      this.logprobs = [];
+    }
+    if (finishReason === null) return event;
     this.done = true;
-    return stopReason === undefined ? { text, tokens, finishReason } : { text, tokens, finishReason, stopReason };
+    if (stopReason !== undefined) event.stopReason = stopReason;
+    return event;
+  }
+}
+
+function addLogprobs(list: TokenLogprob[], { tokens, logprobs, top, topIds, topLogprobs }: LogprobRows): void {
+  for (const [row, token] of tokens.entries()) {
+    const best = Array.from({ length: top }, (_, i) => row * top + i);
+    list.push({
+      token,
+      logprob: logprobs[row],
+      top: best.map((at) => ({ token: topIds[at], logprob: topLogprobs[at] })),
+    });
   }
 }

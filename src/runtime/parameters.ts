@@ -1,18 +1,18 @@
 /** Checks what a request asks for and decides every field that it leaves open. */
 import type { GenerationDefaults } from "../checkpoint/types.ts";
-import type { Sampling } from "../message/types.ts";
+import type { LogitBias, Penalties, Request, Sampling } from "../message/types.ts";
 import { type ChatMessage, type GenerationParameters, InvalidRequest, type Prompt } from "./types.ts";
 
 const MAX_STOP_STRINGS = 64;
 const MAX_STOP_LENGTH = 1024;
 const MAX_STOP_TOKEN_IDS = 256;
+const MAX_LOGIT_BIAS = 1024;
+const MAX_LOGPROBS = 20;
+const MAX_SALT_LENGTH = 1024;
 
 /** A request's parameters, checked; only maxTokens waits for the prompt's length. */
-export interface CheckedParameters {
-  sampling: Sampling;
+export interface CheckedParameters extends Omit<Request, "uid" | "tokens" | "queuedAt" | "maxTokens"> {
   stop: readonly string[];
-  stopTokenIds: readonly number[];
-  ignoreEos: boolean;
   maxTokens: number | undefined;
 }
 
@@ -26,16 +26,38 @@ export interface ParameterContext {
 
 /** @throws InvalidRequest naming the field. */
 export function checkParameters(parameters: GenerationParameters, context: ParameterContext): CheckedParameters {
-  const { defaults } = context;
-  const stop = parameters.stop ?? [];
-  const stopTokenIds = parameters.stopTokenIds ?? [];
+  const { minTokens = 0, priority = 0, ignoreEos = false, cacheSalt } = parameters;
   const maxTokens = parameters.maxTokens ?? undefined;
   if (maxTokens !== undefined) checkInteger(maxTokens, "maxTokens", 1, Number.MAX_SAFE_INTEGER);
+  checkInteger(minTokens, "minTokens", 0, maxTokens ?? Number.MAX_SAFE_INTEGER);
+  checkInteger(priority, "priority", -(2 ** 31), 2 ** 31 - 1);
+  const stop = parameters.stop ?? [];
+  const stopTokenIds = parameters.stopTokenIds ?? [];
   checkStop(stop, context.hasText);
   if (stopTokenIds.length > MAX_STOP_TOKEN_IDS) {
     throw new InvalidRequest(`at most ${MAX_STOP_TOKEN_IDS} stop token ids can be given`, "stopTokenIds");
   }
   checkTokens(stopTokenIds, context.vocabularySize, "stopTokenIds");
+  if (cacheSalt !== undefined && (typeof cacheSalt !== "string" || !cacheSalt || cacheSalt.length > MAX_SALT_LENGTH)) {
+    throw new InvalidRequest(`the cache salt must be a string of 1 to ${MAX_SALT_LENGTH} characters`, "cacheSalt");
+  }
+  return {
+    sampling: checkSampling(parameters, context.defaults),
+    stop,
+    stopTokenIds,
+    ignoreEos,
+    maxTokens,
+    minTokens,
+    penalties: checkPenalties(parameters, context.defaults),
+    logitBias: checkLogitBias(parameters.logitBias, context.vocabularySize),
+    logprobs: checkLogprobs(parameters.logprobs, "logprobs"),
+    promptLogprobs: checkLogprobs(parameters.promptLogprobs, "promptLogprobs"),
+    priority,
+    namespace: cacheSalt ?? "",
+  };
+}
+
+function checkSampling(parameters: GenerationParameters, defaults: GenerationDefaults): Sampling {
   const topK = parameters.topK ?? defaults.topK ?? 0;
   const sampling: Sampling = {
     temperature: parameters.temperature ?? defaults.temperature ?? 1,
@@ -49,7 +71,41 @@ export function checkParameters(parameters: GenerationParameters, context: Param
   checkRange(sampling.topP, "topP", "above 0 and at most 1", (value) => value > 0 && value <= 1);
   checkRange(sampling.minP, "minP", "between 0 and 1", (value) => value >= 0 && value <= 1);
   checkInteger(sampling.seed, "seed", 0, Number.MAX_SAFE_INTEGER);
-  return { sampling, stop, stopTokenIds, ignoreEos: parameters.ignoreEos ?? false, maxTokens };
+  return sampling;
+}
+
+/** Null where they change nothing. */
+function checkPenalties(parameters: GenerationParameters, defaults: GenerationDefaults): Penalties | null {
+  const penalties: Penalties = {
+    repetition: parameters.repetitionPenalty ?? defaults.repetitionPenalty ?? 1,
+    presence: parameters.presencePenalty ?? 0,
+    frequency: parameters.frequencyPenalty ?? 0,
+  };
+  const between = (value: number) => Math.abs(value) <= 2;
+  checkRange(penalties.repetition, "repetitionPenalty", "above 0 and at most 10", (value) => value > 0 && value <= 10);
+  checkRange(penalties.presence, "presencePenalty", "between -2 and 2", between);
+  checkRange(penalties.frequency, "frequencyPenalty", "between -2 and 2", between);
+  return penalties.repetition === 1 && penalties.presence === 0 && penalties.frequency === 0 ? null : penalties;
+}
+
+function checkLogitBias(bias: ReadonlyMap<number, number> | undefined, vocabularySize: number): LogitBias | null {
+  if (bias === undefined || bias.size === 0) return null;
+  if (bias.size > MAX_LOGIT_BIAS) {
+    throw new InvalidRequest(`at most ${MAX_LOGIT_BIAS} tokens can be biased, not ${bias.size}`, "logitBias");
+  }
+  const ids = [...bias.keys()];
+  checkTokens(ids, vocabularySize, "logitBias");
+  for (const value of bias.values()) {
+    checkRange(value, "logitBias", "between -100 and 100", () => Math.abs(value) <= 100);
+  }
+  return { ids: Int32Array.from(ids), values: Float32Array.from(bias.values()) };
+}
+
+/** -1: none are asked for. */
+function checkLogprobs(count: number | undefined, parameter: "logprobs" | "promptLogprobs"): number {
+  if (count === undefined) return -1;
+  checkInteger(count, parameter, 0, MAX_LOGPROBS);
+  return count;
 }
 
 /**
@@ -120,6 +176,14 @@ const LABELS = {
   topP: "top-p",
   minP: "min-p",
   seed: "the seed",
+  minTokens: "the least number of tokens to generate",
+  repetitionPenalty: "the repetition penalty",
+  presencePenalty: "the presence penalty",
+  frequencyPenalty: "the frequency penalty",
+  logitBias: "a logit's bias",
+  logprobs: "the number of logprobs",
+  promptLogprobs: "the number of the prompt's logprobs",
+  priority: "the priority",
 } as const;
 type NumberField = keyof typeof LABELS;
 

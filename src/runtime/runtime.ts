@@ -1,7 +1,7 @@
 import { openCheckpoint } from "../checkpoint/open.ts";
 import type { Checkpoint, GenerationDefaults } from "../checkpoint/types.ts";
 import type { TokenInput } from "../message/ring.ts";
-import type { EngineInfo, FinishCode } from "../message/types.ts";
+import type { EngineInfo, FinishCode, LogprobRows, ScoredOutput } from "../message/types.ts";
 import { IncrementalDetokenizer, TokenTable } from "../tokenizer/detokenizer.ts";
 import { StopMatcher } from "../tokenizer/stop.ts";
 import { Answer } from "./answer.ts";
@@ -51,7 +51,12 @@ export class Runtime implements RuntimeInterface {
   ) {
     const die = (error: Error): void => this.die(error);
     const accept: TokenInput = (...record) => this.accept(...record);
-    this.scheduler = new SchedulerClient(spawn, options, accept, () => this.wakeTouched(), onProgress, die);
+    const acceptScored = (output: ScoredOutput): void => {
+      const { uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs } = output;
+      this.accept(uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs);
+    };
+    const drained = (): void => this.wakeTouched();
+    this.scheduler = new SchedulerClient(spawn, options, accept, acceptScored, drained, onProgress, die);
     // Only these are kept of the checkpoint: a tokenizer's source is some 100 MB.
     this.defaults = options.samplingDefaults === "model" ? checkpoint.generation : {};
     const source = checkpoint.tokenizer;
@@ -205,9 +210,10 @@ export class Runtime implements RuntimeInterface {
     const abort = (): void => answer.abort();
     const answer = new Answer(uid, tokens, {
       detokenizer:
-        this.table === null ? null : new IncrementalDetokenizer(this.table, { continues: !("messages" in prompt) }),
+        this.table === null ? null : new IncrementalDetokenizer(this.table, { continues: continuesText(prompt) }),
       matcher: stop.length === 0 ? null : new StopMatcher(stop),
       stopTokenIds: limits.stopTokenIds,
+      logprobs: limits.logprobs >= 0,
       onStart: start,
       onEnd: (_, early) => {
         start();
@@ -234,11 +240,19 @@ export class Runtime implements RuntimeInterface {
     return this.lastUid;
   }
 
-  /** A record of the ring. Those of answers that have ended here come a little longer, and are dropped. */
-  private accept(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
+  /** What a step gave a request. Records of answers that have ended here come a little longer, and are dropped. */
+  private accept(
+    uid: number,
+    token: number,
+    finish: FinishCode,
+    cachedTokens: number,
+    waited: number,
+    logprobs: LogprobRows | null = null,
+    promptLogprobs: LogprobRows | null = null,
+  ): void {
     const answer = this.answers.get(uid);
     if (answer === undefined) return;
-    answer.accept(token, finish, cachedTokens, waited);
+    answer.accept(token, finish, cachedTokens, waited, logprobs, promptLogprobs);
     if (answer.touched) return;
     answer.touched = true;
     this.touched.push(answer);
@@ -258,6 +272,11 @@ export class Runtime implements RuntimeInterface {
     for (const answer of this.answers.values()) answer.fail(error);
     this.fatalCallback(error);
   }
+}
+
+/** Whether the answer's first space is one. */
+function continuesText(prompt: Prompt): boolean {
+  return !("messages" in prompt) || prompt.continueFinalMessage === true;
 }
 
 function parameterOf(prompt: Prompt): string {

@@ -8,6 +8,7 @@ import type {
   FromScheduler,
   Request,
   SchedulerThreadData,
+  ScoredOutput,
   ToScheduler,
 } from "../message/types.ts";
 import { Thread } from "./thread.ts";
@@ -30,14 +31,16 @@ export class SchedulerClient {
   private lastFlush = 0;
 
   /**
-   * @param accept Takes the tokens as they come; `drained` is called after some of them.
+   * @param accept Takes the tokens as they come, and acceptScored those of requests that asked for logprobs; `drained` is
+   * called after some of them.
    * @param onDeath Called at most once, if the thread dies.
    */
   constructor(
     spawn: SpawnWorker,
     options: EngineOptions,
     accept: TokenInput,
-    drained: () => void,
+    private readonly acceptScored: (output: ScoredOutput) => void,
+    private readonly drained: () => void,
     onProgress: OnProgress,
     private readonly onDeath: (error: Error) => void,
   ) {
@@ -99,6 +102,10 @@ export class SchedulerClient {
       case "flushed":
         this.flushes.get(message.id)?.resolve(message.done);
         this.flushes.delete(message.id);
+        return;
+      case "scored":
+        for (const output of message.outputs) this.acceptScored(output);
+        this.drained();
         return;
       case "fatal": {
         const error = new Error(message.message);

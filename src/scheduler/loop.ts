@@ -8,9 +8,11 @@ import { RingProducer, type TokenOutput } from "../message/ring.ts";
 import {
   type EngineInfo,
   type EngineOptions,
+  type FinishCode,
   type FromScheduler,
   type Request,
   type SchedulerThreadData,
+  type ScoredOutput,
   Statistic,
   type ToScheduler,
 } from "../message/types.ts";
@@ -42,14 +44,41 @@ export type StartScheduler = (
   onProgress: (stage: string, done: number, total: number) => void,
 ) => Promise<StartedScheduler>;
 
+/** The ring for tokens; what has logprobs is gathered and goes by message. */
+class StepOutput implements TokenOutput {
+  private scored: ScoredOutput[] = [];
+
+  constructor(
+    readonly ring: RingProducer,
+    private readonly say: (message: FromScheduler) => void,
+  ) {}
+
+  push(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
+    this.ring.push(uid, token, finish, cachedTokens, waited);
+  }
+
+  pushScored(output: ScoredOutput): void {
+    this.scored.push(output);
+  }
+
+  /** Hands everything pushed so far to main. */
+  publish(): void {
+    this.ring.publish();
+    if (this.scored.length === 0) return;
+    this.say({ type: "scored", outputs: this.scored });
+    this.scored = [];
+  }
+}
+
 /** Runs a scheduler until main says stop. Whatever is thrown on the way reaches main as a fatal message. */
 export async function runSchedulerThread(data: SchedulerThreadData, start: StartScheduler): Promise<void> {
   const { port } = data;
   const say = (message: FromScheduler): void => port.postMessage(message);
   const statistics = new Int32Array(data.statistics);
-  const output = new RingProducer(data.ring, () => {
+  const ring = new RingProducer(data.ring, () => {
     Atomics.add(statistics, Statistic.ringStalls, 1);
   });
+  const output = new StepOutput(ring, say);
   try {
     const started = await start(data.options, output, statistics, (stage, done, total) =>
       say({ type: "progress", stage, done, total }),
@@ -66,19 +95,14 @@ export async function runSchedulerThread(data: SchedulerThreadData, start: Start
   }
 }
 
-function loop(
-  { scheduler, info }: StartedScheduler,
-  output: RingProducer,
-  port: MessagePort,
-  doorbell: Doorbell,
-): void {
-  const recordsOfStep = Math.min(2 * info.maxRunningRequests, output.capacity);
+function loop({ scheduler, info }: StartedScheduler, output: StepOutput, port: MessagePort, doorbell: Doorbell): void {
+  const recordsOfStep = Math.min(2 * info.maxRunningRequests, output.ring.capacity);
   for (;;) {
     const { rings } = doorbell;
     for (let received = receiveMessageOnPort(port); received; received = receiveMessageOnPort(port)) {
       if (handle(received.message, scheduler, port)) return;
     }
-    output.reserve(recordsOfStep);
+    output.ring.reserve(recordsOfStep);
     const worked = scheduler.step();
     output.publish();
     if (!worked) doorbell.sleep(rings);

@@ -5,9 +5,6 @@ import type { TablePatches } from "../engine/batch.ts";
 import type { StepEngine } from "../engine/types.ts";
 import type { Sequence } from "./sequence.ts";
 
-/** Requests carry no adapter or salt that would keep their prefixes apart. */
-const NAMESPACE = "";
-
 /**
  * Slots and pages of the running sequences. The device does everything in launch order, so pages that are given back
  * may be used by the next launch, whatever the steps in flight still read or write in them.
@@ -54,8 +51,10 @@ export class SequenceMemory {
   start(sequence: Sequence, running: number): boolean {
     const needed = this.pagesFor(sequence.length);
     sequence.reservePages(needed);
-    const limit = Math.floor((sequence.length - 1) / this.pageSize);
-    const prefix = this.cache.match(NAMESPACE, sequence.tokens, limit, sequence.pages);
+    // What is cached is not computed, so that nothing could be told of it.
+    const known = sequence.scores ? sequence.scored : sequence.length - 1;
+    const limit = Math.floor(known / this.pageSize);
+    const prefix = this.cache.match(sequence.namespace, sequence.tokens, limit, sequence.pages);
     if (needed - prefix.depth + running > this.available) {
       this.cache.unlock(prefix);
       return false;
@@ -66,6 +65,7 @@ export class SequenceMemory {
     sequence.pageCount = prefix.depth;
     sequence.pagesWritten = 0;
     sequence.computed = prefix.depth * this.pageSize;
+    sequence.tokensWritten = sequence.firstToken;
     return true;
   }
 

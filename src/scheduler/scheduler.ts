@@ -5,9 +5,18 @@
 import { type Batch, PATCH_WORDS, type TablePatches } from "../engine/batch.ts";
 import type { StepEngine } from "../engine/types.ts";
 import { NO_TOKEN, type TokenOutput } from "../message/ring.ts";
-import { type EngineOptions, Finish, type FinishCode, type Request, Statistic } from "../message/types.ts";
+import {
+  type EngineOptions,
+  Finish,
+  type FinishCode,
+  type LogprobRows,
+  MAX_LOGIT_ENTRIES,
+  type Request,
+  Statistic,
+} from "../message/types.ts";
+import { takeLogprobs } from "./logprobs.ts";
 import { SequenceMemory } from "./memory.ts";
-import { Sequence } from "./sequence.ts";
+import { insertRanked, Sequence } from "./sequence.ts";
 
 /** `maxRunningRequests` and `maxPrefillLength`: 0 is what the engine was built for. */
 export type SchedulerOptions = Pick<EngineOptions, "maxRunningRequests" | "maxPrefillLength" | "cache" | "overlap">;
@@ -21,30 +30,40 @@ export interface OutputSink extends TokenOutput {
 /** A launched step that has not been collected. */
 class Flight {
   batch: Batch | null = null;
-  /** Rows 0 .. count - 1 of the batch, and the sample index of each, -1 if it does not sample. */
+  /**
+   * Rows 0 .. count - 1 of the batch, the sample index of each, -1 if it does not sample, and where its rows of
+   * logprobs begin.
+   */
   readonly sequences: Sequence[] = [];
   readonly samples: number[] = [];
+  readonly logprobs: number[] = [];
   count = 0;
+  /** There was nothing to do before: the device did not wait for the host. */
+  rested = false;
 
-  add(sequence: Sequence, sample: number): void {
+  add(sequence: Sequence, sample: number, logprobs: number): void {
     this.sequences[this.count] = sequence;
-    this.samples[this.count++] = sample;
+    this.samples[this.count] = sample;
+    this.logprobs[this.count++] = logprobs;
     sequence.inFlight++;
   }
 }
 
 /**
- * Serves requests first come first served on a StepEngine, in steps of at most maxPrefillLength tokens: a row of one
- * token for each running sequence, then chunks of prompts. Pages are taken as they are needed, not reserved.
+ * Serves requests by rank (priority, then arrival) on a StepEngine, in steps of at most maxPrefillLength tokens: a row
+ * of one token for each running sequence, then chunks of prompts. Pages are taken as they are needed, not reserved.
  *
- * Why every request ends. `running` is in order of arrival and every waiting sequence came after all running ones
- * (a preempted one is the youngest that runs and goes to the front). Every step that has decode rows brings each of
- * them a token, and they are bounded. A step without them and without a chunk cannot happen while something waits or
- * runs: with nothing else running, every page that is not the sequence's own is free or can be evicted, and its
- * whole length was checked to fit the pool when it was added.
+ * `waiting` and `running` are in order of rank; the first that waits starts, the last that runs is preempted.
+ *
+ * Why every request ends. Every step that has decode rows brings each of them a token, and they are bounded; the first
+ * that runs is not preempted unless requests that precede it come. A step without decode rows and without a chunk
+ * cannot happen while something waits or runs: with nothing else running, every page that is not the sequence's own is
+ * free or can be evicted, and its whole length was checked to fit the pool when it was added.
  * Why it does not thrash. A sequence (re)starts when its length and a page for each running sequence are available.
  * Once it is preempted and the others have taken their pages, what is available is at most its own pages, so it comes
- * back only after another sequence has ended (or given back duplicates, once after its prefill).
+ * back only after another sequence has ended (or given back duplicates, once after its prefill), or after one that ran
+ * has been preempted as well. That one precedes it, so it has to come back before, and the same holds for it: as long
+ * as none ends and none comes, no preempted sequence starts again.
  */
 export class Scheduler {
   readonly statistics: Int32Array;
@@ -55,11 +74,14 @@ export class Scheduler {
   private readonly sequences = new Map<number, Sequence>();
   private readonly waiting: Sequence[] = [];
   private readonly running: Sequence[] = [];
-  /** The running sequence whose prompt is computed in chunks: the youngest. */
+  /** The running sequence whose prompt is computed in chunks: the one that started last. */
   private prefilling: Sequence | null = null;
   /** The first in the queue does not fit, and nothing has been given back since it was tried. */
   private blocked = false;
   private someEnded = false;
+  private arrivals = 0;
+  /** Nothing was to be done since the last step. */
+  private rested = true;
   private inFlight: Flight | null = null;
   private spareFlight = new Flight();
   private nextFlight = new Flight();
@@ -83,24 +105,38 @@ export class Scheduler {
     if (limits.maxPageValues < Math.max(this.memory.pagesFor(engine.maxContext), this.maxRunning)) {
       throw new RangeError(`page-table staging of ${limits.maxPageValues} words does not hold one sequence's pages`);
     }
+    if (limits.maxTokenValues < engine.maxContext) {
+      throw new RangeError(`token-table staging of ${limits.maxTokenValues} words does not hold one sequence's tokens`);
+    }
   }
 
   /** Queues a request, or refuses one that can never fit. @throws Error if its uid lives already. */
   add(request: Request): void {
-    const { uid, tokens, maxTokens } = request;
+    const { uid } = request;
     if (this.sequences.has(uid)) throw new Error(`request ${uid} lives already`);
-    const context = Math.min(this.engine.maxContext, this.engine.numPages * this.engine.pageSize);
-    const length = tokens.length + maxTokens;
-    if (tokens.length < 1 || maxTokens < 1 || length > context) {
-      const asked = `a prompt of ${tokens.length} tokens and ${maxTokens} more`;
-      this.output.reject?.(uid, `${asked} cannot be served: at least one each, at most ${context} together`);
+    const refusal = this.refusalOf(request);
+    if (refusal !== null) {
+      this.output.reject?.(uid, refusal);
       this.output.push(uid, NO_TOKEN, Finish.error, 0, 0);
       return;
     }
-    const sequence = new Sequence(request, this.engine.eosTokenIds);
+    const sequence = new Sequence(request, this.engine.eosTokenIds, this.arrivals++);
     this.sequences.set(uid, sequence);
-    this.waiting.push(sequence);
+    insertRanked(this.waiting, sequence);
+    if (this.waiting[0] === sequence) this.blocked = false;
     this.count(Statistic.waitingRequests, 1);
+  }
+
+  /** Why a request can never be served; null: it can. */
+  private refusalOf({ tokens, maxTokens, minTokens, stopTokenIds, logitBias }: Request): string | null {
+    const context = Math.min(this.engine.maxContext, this.engine.numPages * this.engine.pageSize);
+    if (tokens.length < 1 || maxTokens < 1 || tokens.length + maxTokens > context) {
+      const asked = `a prompt of ${tokens.length} tokens and ${maxTokens} more`;
+      return `${asked} cannot be served: at least one each, at most ${context} together`;
+    }
+    const banned = minTokens > 0 ? stopTokenIds.length + this.engine.eosTokenIds.length : 0;
+    const entries = banned + (logitBias?.ids.length ?? 0);
+    return entries > MAX_LOGIT_ENTRIES ? `${entries} logits are to be changed, ${MAX_LOGIT_ENTRIES} can be` : null;
   }
 
   /** Ends a request early: now, or if it is on the device when the step in flight is read. Unknown uids are ignored. */
@@ -139,6 +175,7 @@ export class Scheduler {
     if (!overlap) this.collectInFlight();
     this.writeStatistics();
     if (this.sequences.size > 0 || this.inFlight !== null) return true;
+    this.rested = true;
     this.memory.checkIdle();
     return false;
   }
@@ -163,6 +200,8 @@ export class Scheduler {
     this.engine.launch(batch);
     this.nextFlight = this.spareFlight;
     this.spareFlight = flight;
+    flight.rested = this.rested;
+    this.rested = false;
     this.count(Statistic.steps, 1);
     for (let i = 0; i < flight.count; i++) {
       const sequence = flight.sequences[i];
@@ -175,7 +214,7 @@ export class Scheduler {
 
   /**
    * Makes sure that the next step's decode rows can get the new pages they need, and returns how many. Evicting comes
-   * first and disturbs nobody, then the step in flight is read, which may end a sequence, then the youngest is preempted.
+   * first and disturbs nobody, then the step in flight is read, which may end a sequence, then the last by rank is preempted.
    */
   private findDecodePages(): number {
     const { memory, running } = this;
@@ -213,7 +252,9 @@ export class Scheduler {
         memory.take(sequence, 1);
         memory.writePages(sequence, pagePatches, 1);
       }
-      flight.add(sequence, batch.add(sequence.slot, sequence.computed, 1, true, sequence.sampling));
+      const { slot, computed, sampling, logits } = sequence;
+      const { logprobs } = batch.logits;
+      flight.add(sequence, batch.add(slot, computed, 1, true, sampling, logits), logprobs);
       sequence.computed++;
     }
   }
@@ -228,7 +269,7 @@ export class Scheduler {
         return;
       }
       this.waiting.shift();
-      this.running.push(sequence);
+      insertRanked(this.running, sequence);
       this.countStart(sequence);
       if (!this.addChunk(flight, batch, sequence)) return;
     }
@@ -242,19 +283,26 @@ export class Scheduler {
     const { memory } = this;
     const { pagePatches, tokenPatches } = batch;
     this.prefilling = sequence;
-    const begin = sequence.computed;
+    const { computed: begin, tokensWritten, slot } = sequence;
     const fits = memory.positionsFor(sequence, this.running.length - 1);
-    const count = Math.min(sequence.length - begin, this.budget - batch.tokens, room(tokenPatches, 0), fits);
-    if (count <= 0) return false;
+    const uploads = room(tokenPatches, 0) - (begin - tokensWritten);
+    const samples = this.engine.limits.maxSamples - batch.samples;
+    let count = Math.min(sequence.length - begin, this.budget - batch.tokens, uploads, fits);
+    if (sequence.scores) count = Math.min(count, samples);
+    if (count <= 0 || samples <= 0) return false;
     const end = begin + count;
     memory.take(sequence, memory.pagesFor(end) - sequence.pageCount);
     if (!memory.writePages(sequence, pagePatches, room(pagePatches, 0))) return false;
-    tokenPatches.write(sequence.slot, begin, sequence.tokens, begin, end);
+    tokenPatches.write(slot, tokensWritten, sequence.tokens, tokensWritten, end);
     const last = end === sequence.length;
     // Prompts of which one token is left to compute look like decode rows as long as no longer chunk stands before.
     const decode = last && count === 1 && batch.decodeSequences === batch.sequences;
-    flight.add(sequence, batch.add(sequence.slot, begin, count, decode, last ? sequence.sampling : null));
-    sequence.computed = end;
+    const { logprobs } = batch.logits;
+    const sampling = last ? sequence.sampling : null;
+    const sample = batch.add(slot, begin, count, decode, sampling, sequence.logits, sequence.nextScore());
+    flight.add(sequence, sample, logprobs);
+    sequence.computed = sequence.tokensWritten = end;
+    sequence.scored = Math.max(sequence.scored, Math.min(end, sequence.promptLength - 1));
     if (last) this.prefilling = null;
     return last;
   }
@@ -264,7 +312,9 @@ export class Scheduler {
     const flight = this.inFlight;
     if (flight === null) return;
     this.inFlight = null;
-    const tokens = this.engine.collect(flight.batch!);
+    const batch = flight.batch!;
+    const tokens = this.engine.collect(batch);
+    this.countTime(flight);
     for (let i = 0; i < flight.count; i++) {
       const sequence = flight.sequences[i];
       const sample = flight.samples[i];
@@ -272,6 +322,8 @@ export class Scheduler {
       if (sequence.state === "ended") continue;
       if (sequence.aborted) {
         if (sequence.inFlight === 0) this.end(sequence, NO_TOKEN, Finish.abort);
+      } else if (sequence.reportsLogprobs) {
+        this.acceptScored(flight, i, tokens);
       } else if (sample >= 0) {
         this.accept(sequence, tokens[sample]);
       }
@@ -279,19 +331,63 @@ export class Scheduler {
     this.forgetEnded();
   }
 
-  private accept(sequence: Sequence, token: number): void {
-    this.count(Statistic.generatedTokens, 1);
-    const finish = sequence.append(token);
-    if (finish === Finish.none) this.output.push(sequence.uid, token, finish, sequence.cachedTokens, sequence.waited);
-    else this.end(sequence, token, finish);
+  private acceptScored(flight: Flight, index: number, tokens: Int32Array): void {
+    const batch = flight.batch!;
+    const sequence = flight.sequences[index];
+    const sample = flight.samples[index];
+    const from = flight.logprobs[index];
+    const to = index + 1 < flight.count ? flight.logprobs[index + 1] : batch.logits.logprobs;
+    const top = sequence.logits?.logprobs ?? -1;
+    const end = sample >= 0 && top >= 0 ? to - 1 : to;
+    const take = (first: number, last: number, count: number): LogprobRows | null =>
+      first === last ? null : takeLogprobs(this.engine, batch, tokens, first, last, count);
+    const prompt = take(from, end, sequence.promptLogprobs);
+    if (sample >= 0) this.accept(sequence, tokens[sample], take(end, to, top), prompt);
+    else if (prompt !== null) this.emit(sequence, NO_TOKEN, Finish.none, null, prompt);
   }
 
-  private end(sequence: Sequence, token: number, finish: FinishCode): void {
+  private accept(
+    sequence: Sequence,
+    token: number,
+    logprobs: LogprobRows | null = null,
+    promptLogprobs: LogprobRows | null = null,
+  ): void {
+    this.count(Statistic.generatedTokens, 1);
+    const finish = sequence.append(token);
+    if (finish === Finish.none) this.emit(sequence, token, finish, logprobs, promptLogprobs);
+    else this.end(sequence, token, finish, logprobs, promptLogprobs);
+  }
+
+  private end(
+    sequence: Sequence,
+    token: number,
+    finish: FinishCode,
+    logprobs: LogprobRows | null = null,
+    promptLogprobs: LogprobRows | null = null,
+  ): void {
     if (sequence.state !== "waiting") this.memory.release(sequence);
     sequence.state = "ended";
     this.sequences.delete(sequence.uid);
-    this.output.push(sequence.uid, token, finish, Math.max(0, sequence.cachedTokens), sequence.waited);
+    this.emit(sequence, token, finish, logprobs, promptLogprobs);
     this.someEnded = true;
+  }
+
+  /** What is large goes its own way, and with it all else of the request, so that it stays in order. */
+  private emit(
+    sequence: Sequence,
+    token: number,
+    finish: FinishCode,
+    logprobs: LogprobRows | null = null,
+    promptLogprobs: LogprobRows | null = null,
+  ): void {
+    const { output } = this;
+    const { uid, waited } = sequence;
+    const cachedTokens = Math.max(0, sequence.cachedTokens);
+    if (output.pushScored === undefined || !sequence.reportsLogprobs) {
+      output.push(uid, token, finish, cachedTokens, waited);
+    } else {
+      output.pushScored({ uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs });
+    }
   }
 
   private forgetEnded(): void {
@@ -303,13 +399,13 @@ export class Scheduler {
     running.length = kept;
   }
 
-  /** Sends the youngest running sequence back to the front of the queue. Nothing is in flight. */
+  /** Sends the last running sequence back to the queue. Nothing is in flight. */
   private preempt(sequence: Sequence): void {
     this.memory.release(sequence);
     sequence.state = "waiting";
     if (this.prefilling === sequence) this.prefilling = null;
     this.running.pop();
-    this.waiting.unshift(sequence);
+    insertRanked(this.waiting, sequence);
     this.blocked = false;
     this.count(Statistic.preemptions, 1);
   }
@@ -325,6 +421,12 @@ export class Scheduler {
     this.statistics[statistic] = (this.statistics[statistic] + by) & 0x7fffffff;
   }
 
+  private countTime(flight: Flight): void {
+    const { busy, idle } = this.engine.time(flight.batch!);
+    this.count(Statistic.busyMicroseconds, Math.round(1000 * busy));
+    if (!flight.rested) this.count(Statistic.idleMicroseconds, Math.round(1000 * idle));
+  }
+
   private writeStatistics(): void {
     const { statistics, memory } = this;
     statistics[Statistic.runningRequests] = this.running.length;
@@ -335,11 +437,15 @@ export class Scheduler {
   }
 
   /**
-   * Every page is free, in the cache, or owned by exactly one sequence; locks and slots are those of the running ones.
+   * Every page is free, in the cache, or owned by exactly one sequence; locks and slots are those of the running ones;
+   * those that run and those that wait are in order of rank.
    * @throws Error that says what is wrong.
    */
   checkInvariants(): void {
     this.memory.check(this.running);
+    for (const list of [this.running, this.waiting]) {
+      if (list.some((sequence, i) => i > 0 && !list[i - 1].precedes(sequence))) throw new Error("the order is wrong");
+    }
     for (const sequence of this.waiting) {
       if (sequence.prefix !== null || sequence.pageCount > 0) throw new Error(`${sequence.uid} waits with pages`);
     }

@@ -1,4 +1,6 @@
 import type { CachedPrefix } from "../cache/prefix-cache.ts";
+import type { Score } from "../engine/batch.ts";
+import type { LogitOptions } from "../engine/logit-rows.ts";
 import { Finish, type FinishCode, type Request, type Sampling } from "../message/types.ts";
 
 /** waiting: has no slot and no pages. prefill: part of its tokens is computed. decode: a token a step. */
@@ -26,6 +28,8 @@ export class Sequence {
   pageCount = 0;
   /** Columns of the device's page table that are written. */
   pagesWritten = 0;
+  /** Up to here the device's token table has what the sequence needs of it. */
+  tokensWritten = 0;
   prefix: CachedPrefix | null = null;
   /** Own pages that the cache's have replaced, from column `rewriteFrom` on: the device still reads them. */
   readonly duplicates: number[] = [];
@@ -37,10 +41,23 @@ export class Sequence {
   cachedTokens = -1;
   /** Microseconds from Request.queuedAt to its first start. */
   waited = 0;
+  readonly namespace: string;
+  /** Null: its tokens are drawn from the model's logits, and nothing is told of them. */
+  readonly logits: LogitOptions | null;
+  /** Alternatives to report with the logprobs of the prompt; -1: none are wanted. */
+  readonly promptLogprobs: number;
+  /** Positions from whose logits the logprob of the prompt's next token was taken. */
+  scored = 0;
+  private readonly priority: number;
   private readonly queuedAt: number;
   private readonly stopTokenIds: readonly number[];
 
-  constructor(request: Request, eosTokenIds: readonly number[]) {
+  /** @param arrival Increases from one request to the next. */
+  constructor(
+    request: Request,
+    eosTokenIds: readonly number[],
+    private readonly arrival: number,
+  ) {
     const { tokens, maxTokens } = request;
     this.uid = request.uid;
     this.queuedAt = request.queuedAt;
@@ -51,6 +68,37 @@ export class Sequence {
     this.tokens.set(tokens);
     this.pages = new Int32Array(FIRST_CAPACITY);
     this.stopTokenIds = request.ignoreEos ? request.stopTokenIds : [...request.stopTokenIds, ...eosTokenIds];
+    this.namespace = request.namespace;
+    this.priority = request.priority;
+    this.promptLogprobs = request.promptLogprobs;
+    this.logits = logitOptions(request, this.stopTokenIds);
+  }
+
+  /** All that it gives goes the way of logprobs. */
+  get reportsLogprobs(): boolean {
+    return this.promptLogprobs >= 0 || (this.logits !== null && this.logits.logprobs >= 0);
+  }
+
+  /** Logprobs of its prompt are still to be computed. Until then it is no longer than the prompt. */
+  get scores(): boolean {
+    return this.promptLogprobs >= 0 && this.scored < this.promptLength - 1;
+  }
+
+  /** What its next chunk tells of the prompt. */
+  nextScore(): Score | null {
+    return this.scores ? { tokens: this.tokens, from: this.scored, top: this.promptLogprobs } : null;
+  }
+
+  /** First position whose token the device must know, besides those that are computed: penalties count them. */
+  get firstToken(): number {
+    const penalties = this.logits?.penalties ?? null;
+    if (penalties === null) return this.computed;
+    return penalties.repetition === 1 ? Math.min(this.computed, this.promptLength) : 0;
+  }
+
+  /** It is served before `other`: by priority, then by arrival. */
+  precedes(other: Sequence): boolean {
+    return this.priority < other.priority || (this.priority === other.priority && this.arrival < other.arrival);
   }
 
   /** Rows of one token can be launched for it: it has not been seen to end, and is not at its length limit. */
@@ -77,6 +125,21 @@ export class Sequence {
   reservePages(count: number): void {
     if (count > this.pages.length) this.pages = grow(this.pages, Math.max(count, 2 * this.pages.length));
   }
+}
+
+function logitOptions(request: Request, endIds: readonly number[]): LogitOptions | null {
+  const { penalties, logitBias: bias, logprobs, minTokens } = request;
+  if (penalties === null && bias === null && logprobs < 0 && minTokens === 0) return null;
+  const promptLength = request.tokens.length;
+  const banned = minTokens > 0 ? [...new Set(endIds)] : [];
+  return { promptLength, penalties, bias, banned, minLength: promptLength + minTokens, logprobs };
+}
+
+/** Adds a sequence to a list where it belongs by rank. */
+export function insertRanked(list: Sequence[], sequence: Sequence): void {
+  let at = list.length;
+  while (at > 0 && sequence.precedes(list[at - 1])) at--;
+  list.splice(at, 0, sequence);
 }
 
 function grow(array: Int32Array, size: number): Int32Array {

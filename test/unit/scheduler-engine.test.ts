@@ -8,7 +8,7 @@ import { openCheckpoint } from "../../src/checkpoint/open.ts";
 import { type Batch, SAMPLING_WORDS } from "../../src/engine/batch.ts";
 import { Engine } from "../../src/engine/engine.ts";
 import { ForwardingEngine } from "../../src/engine/forwarding.ts";
-import { type EngineOptions, Finish, type Request, Statistic } from "../../src/message/types.ts";
+import { type EngineOptions, Finish, PLAIN, type Request, Statistic } from "../../src/message/types.ts";
 import { createModel } from "../../src/model/registry.ts";
 import { Device } from "../../src/native/device.ts";
 import { libraries } from "../../src/native/libraries.generated.ts";
@@ -74,6 +74,7 @@ function makeRequests(): Request[] {
       stopTokenIds: [],
       ignoreEos: i % 2 === 1,
       queuedAt: 0,
+      ...PLAIN,
     };
   });
 }

@@ -183,9 +183,9 @@ for (const [name, defect] of Object.entries(defects)) {
     const failure = firstFailure(defect);
     expect(failure).not.toBeNull();
     if (process.env.SHOW_FAILURES) console.log(name, "\n  ", failure?.message.split("\n")[0]);
-  });
+  }, 60_000);
 }
 
 test("the driver passes when nothing is damaged", () => {
   expect(firstFailure(() => {})).toBeNull();
-});
+}, 60_000);

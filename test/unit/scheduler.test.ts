@@ -22,8 +22,8 @@ function steps(setup: Setup, count: number): void {
 /** The answers so far are those of lone runs. */
 function expectLone(setup: Setup, requests: Request[]): void {
   for (const asked of requests) {
-    const { tokens, finish } = setup.output.of(asked.uid);
-    expect({ tokens, finish }).toEqual(loneRun(asked, setup.engine.options));
+    const { cachedTokens, ...answer } = setup.output.of(asked.uid);
+    expect(answer).toEqual(loneRun(asked, setup.engine.options));
   }
 }
 
@@ -361,7 +361,7 @@ describe("an abort", () => {
     setup.scheduler.add(request(3, promptOf(3, 5), 5));
     setup.scheduler.step();
     setup.scheduler.abort(2);
-    expect(setup.output.of(2)).toEqual({ tokens: [], finish: Finish.abort, cachedTokens: 0 });
+    expect(setup.output.of(2)).toMatchObject({ tokens: [], finish: Finish.abort, cachedTokens: 0 });
     finish(setup);
     expect(setup.output.of(2).tokens).toHaveLength(0);
     expectLone(setup, [request(1, promptOf(1, 5), 5), request(3, promptOf(3, 5), 5)]);

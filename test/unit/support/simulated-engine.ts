@@ -5,8 +5,10 @@
  * run late, in order: what is overwritten or given away too early is found out.
  */
 import { Batch, PATCH_WORDS, ROW_WORDS, SAMPLING_WORDS, TablePatches } from "../../../src/engine/batch.ts";
-import type { StepEngine } from "../../../src/engine/types.ts";
-import { Finish, type FinishCode, type Request } from "../../../src/message/types.ts";
+import { BIAS_WORDS, LOGPROB_WORDS, LogitRows, PENALTY_WORDS } from "../../../src/engine/logit-rows.ts";
+import type { StepEngine, StepLogprobs, StepTime } from "../../../src/engine/types.ts";
+import { Finish, type FinishCode, MAX_LOGIT_ENTRIES, type Request } from "../../../src/message/types.ts";
+import { biased, logprobOf, mix, penalized, type Scored, scoredBy, topOf } from "./simulated-logits.ts";
 
 export const EOS = 0;
 const ROOT_HASH = 0x1234567;
@@ -23,6 +25,8 @@ export interface SimulatedOptions {
   eosRate: number;
   /** Words of page-table patches a step; left out: as many as the real engine has. */
   maxPageValues?: number;
+  /** Rows of logits a step; left out: maxSequences. */
+  maxSamples?: number;
   /** Asked before each call: true runs a queued step then, and not only when it must have run. */
   runsEarly: () => boolean;
 }
@@ -34,59 +38,106 @@ export interface LoggedStep {
   rows: { slot: number; start: number; count: number; samples: boolean }[];
 }
 
+const NO_LOGPROBS: StepLogprobs = {
+  top: 0,
+  logprobs: new Float32Array(0),
+  topIds: new Int32Array(0),
+  topLogprobs: new Float32Array(0),
+};
+
 interface Slot {
   batch: Batch;
   tokens: Int32Array;
   launched: boolean;
+  logprobs: StepLogprobs;
 }
 
-function mix(hash: number, word: number): number {
-  let h = Math.imul(hash ^ word, 0x9e3779b1);
-  h = Math.imul(h ^ (h >>> 15), 0x85ebca6b);
-  return h ^ (h >>> 13);
+/** The token drawn after a prefix with this hash, the next one that is not banned. */
+function draw(
+  hash: number,
+  sampling: Int32Array,
+  position: number,
+  options: SimulatedOptions,
+  banned: ReadonlySet<number>,
+): number {
+  let token = drawFreely(hash, sampling, position, options);
+  while (banned.has(token)) token = (token + 1) % options.vocabulary;
+  return token;
 }
 
-/** The token drawn after a prefix with this hash. */
-function draw(hash: number, sampling: Int32Array, position: number, options: SimulatedOptions): number {
+function drawFreely(hash: number, sampling: Int32Array, position: number, options: SimulatedOptions): number {
   const random = sampling[2] !== 0;
   const key = random ? mix(mix(mix(hash, sampling[6]), sampling[7]), position) : mix(hash, 77);
   if ((key >>> 8) % 1000 < options.eosRate * 1000) return EOS;
   return 1 + ((mix(key, 5) >>> 1) % (options.vocabulary - 1));
 }
 
-/** What a request gives when nothing else exists: the answer's tokens and why it ended. */
-export function loneRun(request: Request, options: SimulatedOptions): { tokens: number[]; finish: FinishCode } {
+/** What a request gives: the answer's tokens, why it ended, and the logprobs that it asked for. */
+export interface LoneRun {
+  tokens: number[];
+  finish: FinishCode;
+  logprobs: Scored[];
+  promptLogprobs: Scored[];
+}
+
+/** What a request gives when nothing else exists. */
+export function loneRun(request: Request, options: SimulatedOptions): LoneRun {
+  const { vocabulary } = options;
   const batch = makeBatch({ ...options, maxSequences: 1 }, 0);
   batch.add(0, 0, 1, false, request.sampling);
+  const run: LoneRun = { tokens: [], finish: Finish.none, logprobs: [], promptLogprobs: [] };
+  const all: number[] = [];
   let hash = ROOT_HASH;
-  for (const token of request.tokens) hash = mix(hash, token);
-  const tokens: number[] = [];
-  for (;;) {
-    const token = draw(hash, batch.samplingRows, request.tokens.length + tokens.length, options);
-    tokens.push(token);
-    hash = mix(hash, token);
-    if (request.stopTokenIds.includes(token) || (token === EOS && !request.ignoreEos)) {
-      return { tokens, finish: Finish.stop };
+  for (const token of request.tokens) {
+    if (request.promptLogprobs >= 0 && all.length > 0) {
+      run.promptLogprobs.push(scoredBy(hash, token, request.promptLogprobs, vocabulary));
     }
-    if (tokens.length === request.maxTokens) return { tokens, finish: Finish.length };
+    hash = mix(hash, token);
+    all.push(token);
   }
+  const ends = [...request.stopTokenIds, ...(request.ignoreEos ? [] : [EOS])];
+  while (run.finish === Finish.none) {
+    const { hash: changed, banned } = changedBy(hash, request, all, ends);
+    const token = draw(changed, batch.samplingRows, all.length, options, banned);
+    if (request.logprobs >= 0) run.logprobs.push(scoredBy(hash, token, request.logprobs, vocabulary));
+    run.tokens.push(token);
+    all.push(token);
+    hash = mix(hash, token);
+    if (ends.includes(token)) run.finish = Finish.stop;
+    else if (run.tokens.length === request.maxTokens) run.finish = Finish.length;
+  }
+  return run;
+}
+
+function changedBy(hash: number, request: Request, all: readonly number[], ends: readonly number[]) {
+  const { penalties, logitBias, minTokens, tokens } = request;
+  const entries = Array.from(logitBias?.ids ?? [], (id, i) => [id, logitBias!.values[i]] as const);
+  if (all.length < tokens.length + minTokens) for (const id of ends) entries.push([id, Number.NEGATIVE_INFINITY]);
+  return biased(penalties === null ? hash : penalized(hash, penalties, all, tokens.length), entries);
 }
 
 function makeBatch(options: SimulatedOptions, index: number): Batch {
   const { pageSize, maxSequences, maxTokens, maxContext } = options;
   const maxPageValues = options.maxPageValues ?? maxTokens + 2 * Math.ceil(maxContext / pageSize);
-  const limits = { maxSequences, maxTokens, maxPageValues, maxTokenValues: maxTokens, pageSize };
+  const maxSamples = options.maxSamples ?? maxSequences;
+  const maxTokenValues = Math.max(maxTokens, maxContext);
+  const limits = { maxSequences, maxSamples, maxTokens, maxPageValues, maxTokenValues, pageSize };
   const words = (count: number) => new Int32Array(count);
   const patches = 2 * maxSequences * PATCH_WORDS;
   return new Batch(
     index,
     limits,
     words(maxSequences * ROW_WORDS),
-    words(maxSequences * SAMPLING_WORDS),
+    words(maxSamples * SAMPLING_WORDS),
     words(maxSequences),
     words(maxSequences),
     new TablePatches(words(patches), words(maxPageValues)),
-    new TablePatches(words(patches), words(maxTokens)),
+    new TablePatches(words(patches), words(maxTokenValues)),
+    new LogitRows(
+      words(maxSequences * PENALTY_WORDS),
+      words(maxSamples * LOGPROB_WORDS),
+      words(Math.min(maxSequences * MAX_LOGIT_ENTRIES, 1000) * BIAS_WORDS),
+    ),
   );
 }
 
@@ -149,12 +200,14 @@ export class SimulatedEngine implements StepEngine {
     this.maxContext = maxContext;
     this.slots = [0, 1, 2].map((index) => ({
       batch: makeBatch(options, index),
-      tokens: new Int32Array(maxSequences),
+      tokens: new Int32Array(options.maxSamples ?? maxSequences),
       launched: false,
+      logprobs: NO_LOGPROBS,
     }));
     this.limits = this.slots[0].batch.limits;
     this.pageTable = new Table(maxSequences, Math.ceil(maxContext / pageSize));
-    this.tokenTable = new Table(maxSequences, maxContext);
+    // One row more: what is drawn where only logprobs are wanted.
+    this.tokenTable = new Table(maxSequences + 1, maxContext);
     this.hashes = new Int32Array(numPages * pageSize).fill(POISON);
     this.before = new Int32Array(numPages * pageSize).fill(POISON);
     this.writtenIn = new Int32Array(numPages * pageSize).fill(-1);
@@ -197,20 +250,35 @@ export class SimulatedEngine implements StepEngine {
     return slot.tokens;
   }
 
+  logprobs(batch: Batch): StepLogprobs {
+    return this.slots[batch.slot].logprobs;
+  }
+
+  time(): StepTime {
+    return { busy: 0, idle: 0 };
+  }
+
   private maybeRun(): void {
     if (this.queue.length > 0 && this.options.runsEarly()) this.runOldest();
   }
 
   private runOldest(): void {
-    const { batch, tokens } = this.queue.shift()!;
+    const slot = this.queue.shift()!;
+    const { batch, tokens } = slot;
     const step = this.executed++;
     this.pageTable.write(batch.pagePatches);
     this.tokenTable.write(batch.tokenPatches);
     this.checkShape(batch);
     for (let i = 0; i < batch.sequences; i++) this.claimRows(batch, i, step);
-    const last: number[] = [];
-    for (let i = 0; i < batch.sequences; i++) last.push(this.forward(batch, i, step));
-    for (let i = 0; i < batch.sequences; i++) this.sample(batch, i, last[i], tokens);
+    const hashes: number[] = [];
+    for (let i = 0; i < batch.sequences; i++) this.forward(batch, i, step, hashes);
+    const drawn = hashes.map((_, row) => this.sample(batch, row, hashes));
+    // All are drawn before any is written.
+    drawn.forEach((token, row) => {
+      const [slot, position] = batch.samplingRows.subarray(row * SAMPLING_WORDS);
+      this.tokenTable.words[slot * this.tokenTable.stride + position] = tokens[row] = token;
+    });
+    slot.logprobs = this.logprobsOf(batch, hashes, tokens);
   }
 
   private checkShape(batch: Batch): void {
@@ -225,6 +293,7 @@ export class SimulatedEngine implements StepEngine {
       if (i < batch.decodeSequences && count !== 1) throw new Error("a decode row has more than one token");
     }
     if (slots.size !== batch.sequences) throw new Error("two rows of a step are of one slot");
+    if (batch.samples > limits.maxSamples) throw new Error("more rows of logits than there is room for");
   }
 
   private cacheRow(slot: number, position: number): number {
@@ -242,9 +311,10 @@ export class SimulatedEngine implements StepEngine {
     }
   }
 
-  /** Checks the row's context, writes its K/V, and returns the hash of the whole. */
-  private forward(batch: Batch, index: number, step: number): number {
-    const [slot, start, count] = batch.rows.subarray(index * ROW_WORDS);
+  /** Checks the row's context, writes its K/V, and appends the hashes of the positions whose logits are wanted. */
+  private forward(batch: Batch, index: number, step: number, hashes: number[]): void {
+    const [slot, start, count, , , sample, samples] = batch.rows.subarray(index * ROW_WORDS);
+    if (samples > count || (samples > 0 && sample !== hashes.length)) throw new Error("a row's samples are misplaced");
     let hash = ROOT_HASH;
     for (let position = 0; position < start; position++) {
       const row = this.cacheRow(slot, position);
@@ -261,20 +331,55 @@ export class SimulatedEngine implements StepEngine {
       this.before[row] = hash;
       hash = mix(hash, token);
       this.hashes[row] = hash;
+      if (position >= start + count - samples) hashes.push(hash);
     }
-    return hash;
+    if (samples === 0) return;
+    const [sampledSlot, position] = batch.samplingRows.subarray((sample + samples - 1) * SAMPLING_WORDS);
+    const drawn = sampledSlot === slot && position === start + count;
+    if (!drawn && sampledSlot !== this.maxSequences) throw new Error("a sampling row is of another row");
+    if (drawn && position >= this.maxContext) throw new Error("a token is sampled beyond the context");
   }
 
-  private sample(batch: Batch, index: number, hash: number, tokens: Int32Array): void {
-    const row = batch.rows.subarray(index * ROW_WORDS, (index + 1) * ROW_WORDS);
-    const sample = row[5];
-    if (sample < 0) return;
-    const sampling = batch.samplingRows.subarray(sample * SAMPLING_WORDS, (sample + 1) * SAMPLING_WORDS);
-    const position = sampling[1];
-    if (sampling[0] !== row[0] || position !== row[1] + row[2]) throw new Error("a sampling row is of another row");
-    if (position >= this.maxContext) throw new Error("a token is sampled beyond the context");
-    tokens[sample] = draw(hash, sampling, position, this.options);
-    this.tokenTable.words[row[0] * this.tokenTable.stride + position] = tokens[sample];
+  private sample(batch: Batch, row: number, hashes: readonly number[]): number {
+    const sampling = batch.samplingRows.subarray(row * SAMPLING_WORDS, (row + 1) * SAMPLING_WORDS);
+    const { penaltyRows, penalties, biasEntries, biases } = batch.logits;
+    let hash = hashes[row];
+    for (let i = 0; i < penalties; i++) {
+      const words = penaltyRows.slice(i * PENALTY_WORDS, (i + 1) * PENALTY_WORDS);
+      const [at, slot, promptLength, length] = words;
+      if (at !== row) continue;
+      const [repetition, presence, frequency] = new Float32Array(words.buffer).subarray(4);
+      if (slot !== sampling[0] || length !== sampling[1]) throw new Error("penalties are of another row");
+      const { stride, words: table } = this.tokenTable;
+      const tokens = table.subarray(slot * stride, slot * stride + length);
+      hash = penalized(hash, { repetition, presence, frequency }, tokens, promptLength);
+    }
+    const entries: [number, number][] = [];
+    for (let i = 0; i < biases; i++) {
+      const words = biasEntries.slice(i * BIAS_WORDS, (i + 1) * BIAS_WORDS);
+      if (words[0] === row) entries.push([words[1], new Float32Array(words.buffer)[2]]);
+    }
+    const changed = biased(hash, entries);
+    return draw(changed.hash, sampling, sampling[1], this.options, changed.banned);
+  }
+
+  private logprobsOf(batch: Batch, hashes: readonly number[], tokens: Int32Array): StepLogprobs {
+    const { logprobRows, logprobs: rows, top } = batch.logits;
+    const { vocabulary } = this.options;
+    const hashAt = (index: number) => hashes[logprobRows[index * LOGPROB_WORDS]];
+    const tokenAt = (index: number) => {
+      const [row, token] = logprobRows.subarray(index * LOGPROB_WORDS);
+      return token >= 0 ? token : tokens[row];
+    };
+    const topIds = Int32Array.from({ length: rows * top }, (_, i) =>
+      topOf(hashAt(Math.floor(i / top)), i % top, vocabulary),
+    );
+    return {
+      top,
+      logprobs: Float32Array.from({ length: rows }, (_, i) => logprobOf(hashAt(i), tokenAt(i))),
+      topIds,
+      topLogprobs: Float32Array.from(topIds, (id, i) => logprobOf(hashAt(Math.floor(i / top)), id)),
+    };
   }
 }
 
@@ -286,7 +391,7 @@ function describe(batch: Batch): LoggedStep {
       slot: batch.rows[at],
       start: batch.rows[at + 1],
       count: batch.rows[at + 2],
-      samples: batch.rows[at + 5] >= 0,
+      samples: batch.rows[at + 6] > 0,
     });
   }
   return { decodeRows: batch.decodeSequences, tokens: batch.tokens, rows };

@@ -1,7 +1,15 @@
 /** Random traffic for a scheduler on the simulated device, every choice drawn from one seed. */
-import { Finish, type FinishCode, type Request, Statistic } from "../../../src/message/types.ts";
+import {
+  Finish,
+  type FinishCode,
+  PLAIN,
+  type Request,
+  type ScoredOutput,
+  Statistic,
+} from "../../../src/message/types.ts";
 import { type OutputSink, Scheduler, type SchedulerOptions } from "../../../src/scheduler/scheduler.ts";
-import { loneRun, SimulatedEngine, type SimulatedOptions } from "./simulated-engine.ts";
+import { EOS, loneRun, SimulatedEngine, type SimulatedOptions } from "./simulated-engine.ts";
+import { rowsOf, type Scored } from "./simulated-logits.ts";
 
 /** Uniform integers and choices (mulberry32). */
 export class Random {
@@ -30,6 +38,8 @@ export interface Received {
   tokens: number[];
   finish: FinishCode;
   cachedTokens: number;
+  logprobs: Scored[];
+  promptLogprobs: Scored[];
 }
 
 /** Collects what a scheduler puts out. */
@@ -44,13 +54,19 @@ export class Recorder implements OutputSink {
     answer.finish = finish;
     answer.cachedTokens = cachedTokens;
   }
+  pushScored({ uid, token, finish, cachedTokens, logprobs, promptLogprobs }: ScoredOutput): void {
+    this.push(uid, token, finish, cachedTokens);
+    const answer = this.of(uid);
+    if (logprobs !== null) answer.logprobs.push(...rowsOf(logprobs));
+    if (promptLogprobs !== null) answer.promptLogprobs.push(...rowsOf(promptLogprobs));
+  }
   reject(uid: number, message: string): void {
     this.refusals.set(uid, message);
   }
   of(uid: number): Received {
     let answer = this.received.get(uid);
     if (answer === undefined) {
-      answer = { tokens: [], finish: Finish.none, cachedTokens: 0 };
+      answer = { tokens: [], finish: Finish.none, cachedTokens: 0, logprobs: [], promptLogprobs: [] };
       this.received.set(uid, answer);
     }
     return answer;
@@ -97,6 +113,7 @@ export function request(
     stopTokenIds: [],
     ignoreEos: true,
     queuedAt: 0,
+    ...PLAIN,
     ...more,
   };
 }
@@ -116,6 +133,8 @@ interface Plan {
   /** Chances a step. */
   arrivals: number;
   aborts: number;
+  /** Share of the requests that want more than tokens. */
+  special: number;
 }
 
 function drawPlan(random: Random): Plan {
@@ -136,6 +155,7 @@ function drawPlan(random: Random): Plan {
       vocabulary: 1000,
       eosRate: random.pick([0, 0.02, 0.2]),
       maxPageValues: random.chance(0.3) ? least : undefined,
+      maxSamples: maxSequences + random.pick([0, 0, 2, 20]),
       runsEarly: () => random.chance(early),
     },
     scheduler: {
@@ -149,6 +169,7 @@ function drawPlan(random: Random): Plan {
     longestAnswer: random.integer(1, 30),
     arrivals: random.pick([0.2, 0.6, 1]),
     aborts: random.pick([0, 0, 0.02, 0.15]),
+    special: random.pick([0, 0.3, 1]),
   };
 }
 
@@ -163,15 +184,36 @@ function drawPrompt(plan: Plan, random: Random, seen: Int32Array[]): Int32Array 
   return tokens.subarray(0, goesOn ? Math.min(plan.longestPrompt, other.length + random.integer(0, 3)) : length);
 }
 
+/** What a request may ask of its logits, its place in the queue and its prefix. */
+function drawSpecial(random: Random, maxTokens: number): Partial<Request> {
+  const biased = Array.from({ length: random.integer(1, 4) }, (_, i) => 250 * i + random.integer(EOS, 200));
+  return {
+    minTokens: random.chance(0.4) ? random.integer(1, maxTokens) : 0,
+    penalties: random.chance(0.5)
+      ? { repetition: random.pick([1, 1.5]), presence: random.pick([0, 0.5]), frequency: random.pick([0, -1]) }
+      : null,
+    logitBias: random.chance(0.3)
+      ? { ids: Int32Array.from(biased), values: Float32Array.from(biased, () => random.integer(-100, 100)) }
+      : null,
+    logprobs: random.pick([-1, -1, 0, 3]),
+    promptLogprobs: random.pick([-1, -1, 0, 2]),
+    priority: random.integer(-1, 1),
+    namespace: random.pick(["", "", "salt"]),
+  };
+}
+
 function drawRequest(uid: number, plan: Plan, random: Random, seen: Int32Array[]): Request {
   const tokens = drawPrompt(plan, random, seen);
   const { length } = tokens;
   const fits = plan.simulated.maxContext - length;
   const tooLong = random.chance(0.03);
+  const maxTokens = tooLong ? fits + 1 : Math.min(random.integer(1, plan.longestAnswer), fits);
   return {
     uid,
     tokens,
-    maxTokens: tooLong ? fits + 1 : Math.min(random.integer(1, plan.longestAnswer), fits),
+    maxTokens,
+    ...PLAIN,
+    ...(random.chance(plan.special) && drawSpecial(random, maxTokens)),
     sampling: {
       temperature: random.pick([0, 0.7]),
       topK: random.pick([0, 5]),
@@ -254,11 +296,15 @@ class Drive {
   /** An ended request has exactly what it gives alone; an aborted one a beginning of it. */
   private check(uid: number): void {
     const asked = this.requests.get(uid)!;
-    const { tokens, finish, cachedTokens } = this.setup.output.of(uid);
+    const { tokens, finish, cachedTokens, ...told } = this.setup.output.of(uid);
     const alone = loneRun(asked, this.plan.simulated);
     const expected = finish === Finish.abort ? alone.tokens.slice(0, tokens.length) : alone.tokens;
     if (tokens.join() !== expected.join()) throw new Error(`request ${uid} gave ${tokens}, alone ${expected}`);
     if (finish !== Finish.abort && finish !== alone.finish) throw new Error(`request ${uid} ended by ${finish}`);
+    for (const kind of ["logprobs", "promptLogprobs"] as const) {
+      const expected = finish === Finish.abort ? alone[kind].slice(0, told[kind].length) : alone[kind];
+      if (!Bun.deepEquals(told[kind], expected)) throw new Error(`${kind} of request ${uid} are not those alone`);
+    }
     const { pageSize } = this.plan.simulated;
     if (cachedTokens % pageSize !== 0 || cachedTokens >= asked.tokens.length) throw new Error("cachedTokens is wrong");
     const answered = new Int32Array(asked.tokens.length + tokens.length);
