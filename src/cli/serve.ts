@@ -40,6 +40,7 @@ function serverOptions(options: RuntimeOptions, flags: ServerFlags, log: Log): S
     protectMetrics: flags.protectMetrics ?? false,
     maxBodyBytes: flags.maxBodyBytes,
     requestTimeoutSeconds: flags.requestTimeout,
+    stallTimeoutSeconds: flags.stallTimeout,
     requestLog: flags.logRequests ? log : null,
     settings: snakeCase({ ...options, host, port }),
   };

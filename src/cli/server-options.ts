@@ -24,6 +24,7 @@ export interface ServerFlags {
   maxQueuedRequests: number;
   maxBodyBytes: number;
   requestTimeout: number;
+  stallTimeout: number;
   drainTimeout: number;
   watchdogTimeout: number;
   logLevel: LogLevel;
@@ -78,6 +79,10 @@ function limitFlags(): Option[] {
     ...option(group, "--request-timeout <seconds>", "longest time from a request to its answer's end; 0: any", {
       parse: seconds,
       default: 0,
+    }),
+    ...option(group, "--stall-timeout <seconds>", "a client that reads nothing of its stream for so long is cut off", {
+      parse: number("a number of seconds above 0, at most 1000000", (value) => value > 0 && value <= 1e6),
+      default: 60,
     }),
     ...option(group, "--drain-timeout <seconds>", "what running requests get to end after SIGTERM", {
       parse: seconds,

@@ -1,6 +1,7 @@
 /** What operators set: keys, limits, logs, and how the process ends. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { freePort, Installation, model, TestServer } from "./support.ts";
 
@@ -82,6 +83,31 @@ describe("limits", () => {
     expect(await late.json()).toMatchObject({ error: { code: "request_timeout" } });
     expect((performance.now() - began) / 1000).toBeGreaterThan(2.9);
     expect((performance.now() - began) / 1000).toBeLessThan(8);
+    await server.untilIdle();
+    server.process.kill("SIGTERM");
+    expect((await ended).code).toBe(0);
+  });
+
+  test("a client that reads nothing is cut off, and holds little memory until then", async () => {
+    const { server, ended } = await start({}, "--device", "null", "--num-pages", "200000", "--stall-timeout", "2");
+    // Every event repeats all the text so far: far more than sockets take in.
+    const sampling_params = { n: 16, max_new_tokens: 8000, ignore_eos: true };
+    const body = JSON.stringify({ input_ids: [1, 2], stream: true, sampling_params });
+    const before = server.memory();
+    const cut = Promise.withResolvers<number>();
+    const socket = connect(server.port, "127.0.0.1");
+    socket.write(`POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+    socket.once("data", () => socket.pause());
+    for (const event of ["error", "close"]) socket.on(event, () => cut.resolve(performance.now()));
+    const began = performance.now();
+    let most = 0;
+    const timer = setInterval(() => {
+      most = Math.max(most, server.memory() - before);
+    }, 20);
+    expect((await cut.promise) - began).toBeWithin(1900, 5000);
+    clearInterval(timer);
+    expect(most).toBeGreaterThan(0);
+    expect(most / 2 ** 20).toBeLessThan(150);
     await server.untilIdle();
     server.process.kill("SIGTERM");
     expect((await ended).code).toBe(0);
