@@ -47,18 +47,20 @@ const bias = z
   .optional();
 
 /** JSON Schema of values that parameters.ts checks by hand, where one sentence of zod's could not say what is wrong. */
+const string = { type: "string", minLength: 1 };
 const texts = z.unknown().meta({
   description: "A text, or an array of them.",
-  anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }],
+  anyOf: [string, { type: "array", items: string, minItems: 1 }],
 });
-const ids = { type: "array", items: { type: "integer", minimum: 0 } };
+const ids = { type: "array", items: { type: "integer", minimum: 0, maximum: 2 ** 31 - 1 }, minItems: 1 };
+const idLists = { type: "array", items: ids, minItems: 1 };
 const tokens = z.unknown().meta({
   description: "Token ids, or an array of such arrays.",
-  anyOf: [ids, { type: "array", items: ids }],
+  anyOf: [ids, idLists],
 });
 const prompt = z.unknown().meta({
   description: "A text, an array of texts, token ids, or an array of such arrays.",
-  anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }, ids, { type: "array", items: ids }],
+  anyOf: [string, { type: "array", items: string, minItems: 1 }, ids, idLists],
 });
 const textPart = {
   type: "object",
@@ -168,7 +170,7 @@ export const chatSchema = object({
 
 export const completionSchema = object({
   ...openai,
-  prompt: prompt.optional(),
+  prompt,
   max_tokens: integer(0, 2 ** 31 - 1, "must be a positive integer, or 0 with echo").optional(),
   echo: flag,
   logprobs: top,
@@ -206,7 +208,7 @@ export const tokenizeSchema = object({
   add_special_tokens: flag,
 });
 
-export const detokenizeSchema = object({ model: text().optional(), tokens: tokens.optional() });
+export const detokenizeSchema = object({ model: text().optional(), tokens });
 
 export const abortSchema = object({ rid: text().optional(), abort_all: flag });
 

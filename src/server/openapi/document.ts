@@ -1,6 +1,6 @@
 /**
  * The OpenAPI description of this server: requests from the schemas that check them, answers from those that the tests
- * hold them against. https://spec.openapis.org/oas/v3.1.1
+ * hold them against. https://spec.openapis.org/oas/v3.2.0
  */
 import { z } from "zod";
 import type { ServerContext } from "../context.ts";
@@ -24,7 +24,7 @@ export function openApiDocument({ options }: Pick<ServerContext, "options">): ob
   };
   const bearer = (description: string) => ({ type: "http", scheme: "bearer", description });
   return {
-    openapi: "3.1.1",
+    openapi: "3.2.0",
     info: {
       title: "minisgl",
       version,
@@ -74,19 +74,21 @@ function pathItem(operation: Operation, security: object[]): object {
 }
 
 function success({ answers, events }: Operation): object {
-  const content = Object.entries(answers).map(([type, schema]) => [
-    type,
-    { schema: answerSchema(type, schema, events) },
-  ]);
+  const content = Object.entries(answers).map(([type, schema]) => [type, mediaType(type, schema, events)]);
   return { description: "The answer", headers: requestIdHeader, content: Object.fromEntries(content) };
 }
 
-function answerSchema(type: string, schema: string | null, events: string | undefined): object {
-  if (schema !== null) return reference(schema);
-  if (type === "application/json") return { type: "object" };
-  if (type !== "text/event-stream") return { type: "string" };
-  const description = `Events \`data: {...}\`, each a [${events}](#/components/schemas/${events}); \`data: [DONE]\` is last.`;
-  return { type: "string", description };
+function mediaType(type: string, schema: string | null, events: string | undefined): object {
+  if (events !== undefined && type === "text/event-stream") return { itemSchema: eventSchema(events) };
+  if (schema !== null) return { schema: reference(schema) };
+  return { schema: { type: type === "application/json" ? "object" : "string" } };
+}
+
+/** An event of a stream, as the specification has it: an object of strings, whose `data` is JSON. */
+function eventSchema(schema: string): object {
+  const json = (name: string) => ({ contentMediaType: "application/json", contentSchema: reference(name) });
+  const data = { type: "string", anyOf: [{ const: "[DONE]" }, json(schema), json("Error")] };
+  return { type: "object", required: ["data"], properties: { data } };
 }
 
 const requestIdHeader = {

@@ -7,6 +7,7 @@ import { z } from "zod";
 const count = z.int().min(0);
 const tokenIds = z.array(count);
 const text = z.string();
+const number = z.number();
 
 /** Every status that is not 200 has this body. */
 export const error = z.strictObject({
@@ -29,6 +30,7 @@ const usage = z.strictObject({
   completion_tokens: count,
   total_tokens: count,
   prompt_tokens_details: z.strictObject({ cached_tokens: count.describe("Tokens found in the prefix cache.") }),
+  completion_tokens_details: z.strictObject({ reasoning_tokens: count }).optional(),
 });
 
 const finishReason = z.enum(["stop", "length", "abort"]);
@@ -36,63 +38,76 @@ const stopReason = z.union([text, z.int()]).nullable().describe("The stop string
 
 const envelope = { id: text, created: z.int(), model: text };
 
-const chatChoice = z.strictObject({
-  index: count,
-  message: z.strictObject({ role: z.literal("assistant"), content: text, refusal: z.null() }),
-  logprobs: z.null(),
-  finish_reason: finishReason,
-  stop_reason: stopReason,
-  token_ids: tokenIds.optional(),
+const probable = { token: text, logprob: number, bytes: z.array(z.int().min(0).max(255)).nullable() };
+
+/** `logprobs` of a choice of chat. */
+const chatLogprobs = z.strictObject({
+  content: z.array(z.strictObject({ ...probable, top_logprobs: z.array(z.strictObject(probable)) })),
+  refusal: z.null(),
 });
+
+/** `logprobs` of a choice of /v1/completions. */
+const legacyLogprobs = z.strictObject({
+  tokens: z.array(text),
+  token_logprobs: z.array(number.nullable()),
+  top_logprobs: z.array(z.record(text, number).nullable()),
+  text_offset: z.array(count),
+});
+
+const ranked = z.strictObject({ logprob: number, rank: count.nullable(), decoded_token: text });
+
+const ofPrompt = {
+  prompt_token_ids: tokenIds.optional(),
+  prompt_logprobs: z
+    .array(z.record(text, ranked).nullable())
+    .optional()
+    .describe("For each token of the prompt but the first, logprobs by token id."),
+};
+
+/** The chain of thought, under both names that clients look for. */
+const thought = { reasoning_content: text.optional(), reasoning: text.optional() };
+
+const ended = { index: count, finish_reason: finishReason, stop_reason: stopReason, token_ids: tokenIds.optional() };
+const underWay = { ...ended, finish_reason: finishReason.nullable(), stop_reason: stopReason.optional() };
+
+const message = z.strictObject({
+  role: z.literal("assistant"),
+  content: text.nullable(),
+  refusal: z.null(),
+  ...thought,
+});
+
+const delta = z.strictObject({ role: z.literal("assistant").optional(), content: text.optional(), ...thought });
 
 export const chatCompletion = z.strictObject({
   ...envelope,
   object: z.literal("chat.completion"),
-  choices: z.array(chatChoice),
+  choices: z.array(z.strictObject({ ...ended, message, logprobs: chatLogprobs.nullable() })),
   usage,
-  prompt_token_ids: tokenIds.optional(),
-});
-
-const chatChunkChoice = z.strictObject({
-  index: count,
-  delta: z.strictObject({ role: z.literal("assistant").optional(), content: text.optional() }),
-  logprobs: z.null(),
-  finish_reason: finishReason.nullable(),
-  stop_reason: stopReason.optional(),
-  token_ids: tokenIds.optional(),
+  ...ofPrompt,
 });
 
 export const chatCompletionChunk = z.strictObject({
   ...envelope,
   object: z.literal("chat.completion.chunk"),
-  choices: z.array(chatChunkChoice),
+  choices: z.array(z.strictObject({ ...underWay, delta, logprobs: chatLogprobs.nullable() })),
   usage: usage.nullable().optional(),
   prompt_token_ids: tokenIds.optional(),
 });
 
-const completionChoice = z.strictObject({
-  index: count,
-  text,
-  logprobs: z.null(),
-  finish_reason: finishReason,
-  stop_reason: stopReason,
-  token_ids: tokenIds.optional(),
-  prompt_token_ids: tokenIds.optional(),
-});
+const continuation = { text, logprobs: legacyLogprobs.nullable() };
 
 export const completion = z.strictObject({
   ...envelope,
   object: z.literal("text_completion"),
-  choices: z.array(completionChoice),
+  choices: z.array(z.strictObject({ ...ended, ...continuation, ...ofPrompt })),
   usage,
 });
 
 export const completionChunk = z.strictObject({
   ...envelope,
   object: z.literal("text_completion"),
-  choices: z.array(
-    completionChoice.extend({ finish_reason: finishReason.nullable(), stop_reason: stopReason.optional() }),
-  ),
+  choices: z.array(z.strictObject({ ...underWay, ...continuation, prompt_token_ids: tokenIds.optional() })),
   usage: usage.nullable().optional(),
 });
 
@@ -101,6 +116,11 @@ const finish = z.union([
   z.strictObject({ type: z.literal("length"), length: count }),
   z.strictObject({ type: z.literal("abort"), message: text }),
 ]);
+
+/** Logprob, token id, and the text where it was asked for. */
+const nativeEntry = z.tuple([number.nullable(), z.int(), text.nullable()]);
+const nativeRun = z.array(nativeEntry).optional();
+const nativeTop = z.array(z.array(nativeEntry).nullable()).optional();
 
 const generated = {
   text,
@@ -111,6 +131,10 @@ const generated = {
     prompt_tokens: count,
     completion_tokens: count,
     cached_tokens: count,
+    input_token_logprobs: nativeRun,
+    input_top_logprobs: nativeTop,
+    output_token_logprobs: nativeRun,
+    output_top_logprobs: nativeTop,
   }),
 };
 
@@ -156,8 +180,6 @@ export const tokenized = z.strictObject({
 const texts = z.union([text, z.array(text)]);
 
 export const detokenized = z.strictObject({ prompt: texts, text: texts });
-
-const number = z.number();
 
 export const serverInfo = z.strictObject({
   version: text,

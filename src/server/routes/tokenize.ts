@@ -35,6 +35,9 @@ export function tokenizeRoutes(app: Hono<Environment>, context: ServerContext): 
 }
 
 function promptsOf(runtime: RuntimeInterface, body: TokenizeBody): Prompt[] {
+  if (body.messages !== undefined && body.prompt !== undefined) {
+    throw new InvalidRequest("give prompt or messages, not both", "prompt");
+  }
   if (body.messages !== undefined) return [chatPrompt(runtime, { ...body, messages: body.messages })];
   if (body.prompt === undefined) throw new InvalidRequest("prompt is missing, or messages", "prompt");
   return textPrompts(body.prompt, "prompt", body.add_special_tokens);
