@@ -65,9 +65,14 @@ export class Installation {
   }
 
   /** Serves the demo model on a free port; resolves when /health answers with 200. */
-  async serve(...args: string[]): Promise<TestServer> {
+  serve(...args: string[]): Promise<TestServer> {
+    return this.serveModel(model, ...args);
+  }
+
+  /** The same for any model. */
+  async serveModel(path: string, ...args: string[]): Promise<TestServer> {
     const port = freePort();
-    const server = new TestServer(this.spawn("serve", "--model", model, "--port", String(port), ...args), port);
+    const server = new TestServer(this.spawn("serve", "--model", path, "--port", String(port), ...args), port);
     await server.untilHealthy();
     return server;
   }

@@ -88,7 +88,8 @@ class CompletionDialect implements Dialect {
   }
 }
 
+/** A prompt's text; none where the model has no tokenizer, whose answers have none either. */
 function promptText(runtime: RuntimeInterface, prompt: Prompt): string {
   if ("text" in prompt) return prompt.text;
-  return "tokens" in prompt ? runtime.decode(prompt.tokens) : "";
+  return "tokens" in prompt && runtime.tokenText(0) !== null ? runtime.decode(prompt.tokens) : "";
 }
