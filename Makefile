@@ -13,7 +13,7 @@ NVCC ?= $(shell command -v nvcc 2>/dev/null)
 MAKEFLAGS += --jobs=$(shell nproc)
 
 all: minisgl
-.PHONY: all run test test-gpu demo-model libraries install check format clean help
+.PHONY: all run test test-gpu test-systemd demo-model libraries install check format clean help
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -121,6 +121,9 @@ test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
 # On a GPU host with nothing else installed: BUN_BE_BUN=1 ./minisgl test test/gpu
 test-gpu: minisgl ## Runs the tests that need a GPU
 	BUN_BE_BUN=1 ./minisgl test ./test/gpu
+
+test-systemd: minisgl $(DEMO_MODEL) ## Runs the service under a real systemd (root)
+	$(BUN) test ./test/systemd
 
 # Where `make install` puts things, below DESTDIR. A configuration that is there already is left alone.
 PREFIX ?= /usr/local
