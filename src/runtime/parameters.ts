@@ -13,6 +13,7 @@ const MAX_SALT_LENGTH = 1024;
 /** A request's parameters, checked; only maxTokens waits for the prompt's length. */
 export interface CheckedParameters extends Omit<Request, "uid" | "tokens" | "queuedAt" | "maxTokens"> {
   stop: readonly string[];
+  skipSpecialTokens: boolean;
   maxTokens: number | undefined;
 }
 
@@ -44,6 +45,7 @@ export function checkParameters(parameters: GenerationParameters, context: Param
   return {
     sampling: checkSampling(parameters, context.defaults),
     stop,
+    skipSpecialTokens: parameters.skipSpecialTokens ?? true,
     stopTokenIds,
     ignoreEos,
     maxTokens,

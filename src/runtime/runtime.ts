@@ -187,8 +187,11 @@ export class Runtime implements RuntimeInterface {
 
   private async encodeText(prompt: Exclude<Prompt, { tokens: unknown }>, maxTokens: number): Promise<number[]> {
     if (this.tokenizers === null) throw new InvalidRequest("this model has no tokenizer: give token ids", "prompt");
-    if ("messages" in prompt && !this.hasChatTemplate) {
-      throw new InvalidRequest("this model has no chat template", "messages");
+    if ("messages" in prompt) {
+      if (!this.hasChatTemplate) throw new InvalidRequest("this model has no chat template", "messages");
+      if (prompt.continueFinalMessage && prompt.addGenerationPrompt) {
+        throw new InvalidRequest("an answer either begins or continues the final message", "messages");
+      }
     }
     return Array.from(await this.tokenizers.encode(prompt, promptBytes(prompt), maxTokens));
   }
@@ -199,7 +202,8 @@ export class Runtime implements RuntimeInterface {
     parameters: CheckedParameters & { maxTokens: number },
     signal: AbortSignal | undefined,
   ): Answer {
-    const { stop, ...limits } = parameters;
+    const { stop, skipSpecialTokens, ...limits } = parameters;
+    const continues = continuesText(prompt);
     const size = promptBytes(prompt);
     const uid = this.nextUid();
     let waits = true;
@@ -210,7 +214,7 @@ export class Runtime implements RuntimeInterface {
     const abort = (): void => answer.abort();
     const answer = new Answer(uid, tokens, {
       detokenizer:
-        this.table === null ? null : new IncrementalDetokenizer(this.table, { continues: continuesText(prompt) }),
+        this.table === null ? null : new IncrementalDetokenizer(this.table, { continues, skipSpecialTokens }),
       matcher: stop.length === 0 ? null : new StopMatcher(stop),
       stopTokenIds: limits.stopTokenIds,
       logprobs: limits.logprobs >= 0,

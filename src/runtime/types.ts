@@ -62,6 +62,8 @@ export interface GenerationParameters {
   stop?: readonly string[];
   stopTokenIds?: readonly number[];
   ignoreEos?: boolean;
+  /** Texts leave special tokens out: true if left out. */
+  skipSpecialTokens?: boolean;
   /** Until so many tokens are generated, EOS and stop ids cannot be drawn; stop strings still end the answer. */
   minTokens?: number;
   /** Above 0; 1: none. Prompt and answer count. */
@@ -119,7 +121,7 @@ export interface Generation extends AsyncIterable<GenerationEvent> {
 export interface TokenText {
   /** Perhaps only a part of a character's. */
   bytes: Uint8Array;
-  /** Texts of answers leave it out. */
+  /** Texts of answers leave it out unless told otherwise. */
   special: boolean;
 }
 

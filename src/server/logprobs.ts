@@ -67,10 +67,14 @@ export class LegacyLogprobs {
   private offset = 0;
   private readonly decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
-  /** @param top how many of the most probable tokens to write beside the token itself */
+  /**
+   * @param top how many of the most probable tokens to write beside the token itself
+   * @param skipsSpecial answers' texts leave special tokens out
+   */
   constructor(
     private readonly writer: TokenWriter,
     private readonly top: number,
+    private readonly skipsSpecial: boolean,
   ) {}
 
   /** The echoed prompt: `tokens`, the logprobs of all but the first, and the text that they are in. */
@@ -85,15 +89,15 @@ export class LegacyLogprobs {
 
   answer(logprobs: readonly TokenLogprob[]): LegacyRun {
     const tokens = logprobs.map(({ token }) => token);
-    return this.run(logprobs, tokens, true);
+    return this.run(logprobs, tokens, this.skipsSpecial);
   }
 
-  private run(logprobs: readonly (TokenLogprob | null)[], tokens: readonly number[], hidesSpecial: boolean): LegacyRun {
+  private run(logprobs: readonly (TokenLogprob | null)[], tokens: readonly number[], skipsSpecial: boolean): LegacyRun {
     return {
       tokens: tokens.map((token) => this.writer.text(token)),
       token_logprobs: logprobs.map((each) => each && finite(each.logprob)),
       top_logprobs: logprobs.map((each) => each && this.probable(each)),
-      text_offset: tokens.map((token) => this.advance(token, hidesSpecial)),
+      text_offset: tokens.map((token) => this.advance(token, skipsSpecial)),
     };
   }
 
@@ -103,10 +107,10 @@ export class LegacyLogprobs {
   }
 
   /** The offset of a token; the next begins after it. */
-  private advance(token: number, hidesSpecial: boolean): number {
+  private advance(token: number, skipsSpecial: boolean): number {
     const { offset } = this;
     const known = this.writer.runtime.tokenText(token);
-    if (known !== null && !(hidesSpecial && known.special)) {
+    if (known !== null && !(skipsSpecial && known.special)) {
       this.offset += codePoints(this.decoder.decode(known.bytes, { stream: true }));
     }
     return offset;

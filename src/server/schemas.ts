@@ -101,6 +101,7 @@ const sampling = {
     .max(256, { error: "must have at most 256 token ids" })
     .optional(),
   ignore_eos: flag,
+  skip_special_tokens: flag,
   repetition_penalty: z
     .number({ error: repetition })
     .gt(0, { error: repetition })

@@ -103,6 +103,12 @@ describe("an answer", () => {
     expect(answered.last.finishReason).toBe("length");
   });
 
+  test("has the text of special tokens where it is asked to", async () => {
+    const parameters = { ignoreEos: true, maxTokens: 5, skipSpecialTokens: false };
+    const answered = await read(await runtime.generate({ tokens: [97, EOS] }, parameters));
+    expect(answered.text).toBe("a<eos>a<eos>a");
+  });
+
   test("ends at a stop token id and names it", async () => {
     const { text, last } = await read(await runtime.generate(prompt("abc"), { stopTokenIds: [99] }));
     expect(text).toBe("ab");

@@ -139,6 +139,18 @@ describe("completions", () => {
     expect(runtime.calls.map(({ parameters }) => parameters.maxTokens)).toEqual([1, 1]);
   });
 
+  test("special tokens take room where the text has them", async () => {
+    runtime.script = () => ({ pieces: ["a", "!"], tokens: [[97, 255], [33]], finishReason: "stop" });
+    const offsets = async (fields: object) => {
+      const body = { prompt: "x", logprobs: 0, ...fields };
+      const answer = (await (await post(server, "/v1/completions", body)).json()) as OpenAI.Completions.Completion;
+      return answer.choices[0].logprobs!.text_offset!;
+    };
+    expect(await offsets({})).toEqual([0, 1, 1]);
+    expect(await offsets({ skip_special_tokens: false })).toEqual([0, 1, 2]);
+    expect(runtime.calls.map(({ parameters }) => parameters.skipSpecialTokens)).toEqual([undefined, false]);
+  });
+
   test("each of n answers has its own", async () => {
     runtime.script = (_, choice) => ({ pieces: ["xy"[choice]], tokens: [[120 + choice]], finishReason: "stop" });
     const { choices } = await client.completions.create({ model, prompt: "ab", logprobs: 0, echo: true, n: 2 });

@@ -2,7 +2,9 @@
 import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import type { GenerationEvent } from "../../src/runtime/types.ts";
 import { ReasoningSplitter, thoughtAfter } from "../../src/server/reasoning.ts";
+import { serve } from "../../src/server/server.ts";
 import { events, FakeRuntime, post, startServer } from "./support/fake-runtime.ts";
+import { startEcho } from "./support/runtime-fixture.ts";
 
 const runtime = new FakeRuntime();
 const server = startServer(runtime);
@@ -71,6 +73,29 @@ describe("the splitter", () => {
     expect(thoughtAfter("<think>so far")).toBe("thought");
     expect(thoughtAfter("<think>done</think> yes")).toBe("answer");
     expect(thoughtAfter("yes")).toBe("answer");
+  });
+});
+
+/** The echo model answers with its own prompt, one byte a token: with what the user said, then, thoughts included. */
+describe("over a runtime with tokenizer and template", () => {
+  const template = (end: string) =>
+    `{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}${end}{% endif %}`;
+  const cases: [string, string, { content: string | null; reasoning_content?: string }][] = [
+    ["|<think>\n", "wéll</think> yés", { reasoning_content: "wéll", content: "yés|<think>\n" }],
+    ["{# <think> #}", "<think>wéll</think>yés", { reasoning_content: "wéll", content: "yés" }],
+    ["<think>\n\n</think>\n\n", "yés", { content: "yés<think>\n\n</think>\n\n" }],
+    ["", "<think>a</think>b", { content: "<think>a</think>b" }],
+  ];
+  test.each(cases)("a template that ends with %j, and %j", async (end, said, message) => {
+    const runtime = await startEcho({}, { template: template(end) });
+    const echo = serve(() => runtime, { hostname: "127.0.0.1", port: 0 });
+    const max_tokens = Buffer.byteLength(said + end.replace(/\{#.*#\}/, ""));
+    const body = { messages: [{ role: "user", content: said }], max_tokens };
+    const answer = (await (await post(echo, "/v1/chat/completions", body)).json()) as Completion;
+    expect(answer.choices[0].message).toMatchObject(message);
+    expect("reasoning_content" in answer.choices[0].message).toBe("reasoning_content" in message);
+    await echo.stop();
+    await runtime.stop();
   });
 });
 

@@ -21,6 +21,7 @@ export const descriptions: Record<string, string> = {
   stop: "Texts that end the answer, and are not in it.",
   stop_token_ids: "Token ids that end the answer.",
   ignore_eos: "Goes on after the model's end-of-sequence tokens.",
+  skip_special_tokens: "False leaves special tokens in the text.",
   repetition_penalty: "Divides the logits of tokens of prompt and answer: above 1 is against repetition.",
   presence_penalty: "Is taken off the logits of tokens that the answer has.",
   frequency_penalty: "Is taken off the logits of tokens, once for each time that the answer has them.",

@@ -72,7 +72,8 @@ class CompletionDialect implements Dialect {
   }
 
   logprobs(logprobs: readonly TokenLogprob[], generation: Generation, index: number, first: boolean): object {
-    this.runs[index] ??= new LegacyLogprobs(this.writer, this.body.logprobs ?? 0);
+    const { logprobs: top = 0, skip_special_tokens = true } = this.body;
+    this.runs[index] ??= new LegacyLogprobs(this.writer, top, skip_special_tokens);
     const legacy = this.runs[index];
     if (!first || this.echoes === null) return legacy.answer(logprobs);
     const prompt = legacy.prompt(generation.promptTokens, generation.promptLogprobs, this.echoed(index));
