@@ -48,7 +48,10 @@ export interface Completion {
 
 /** How a conversation becomes a prompt. */
 export interface ChatOptions {
+  /** True, if left out, unless the final message is continued. */
   addGenerationPrompt?: boolean;
+  /** The answer goes on with the last message. */
+  continueFinalMessage?: boolean;
   templateArguments?: Record<string, unknown>;
 }
 
@@ -124,7 +127,8 @@ export class LLM {
     options: ChatOptions = {},
   ): Promise<Completion[]> {
     const list = isSingleConversation(conversations) ? [conversations] : conversations;
-    const prompts = list.map((messages) => ({ messages, addGenerationPrompt: true, ...options }));
+    const addGenerationPrompt = options.continueFinalMessage !== true;
+    const prompts = list.map((messages) => ({ messages, addGenerationPrompt, ...options }));
     return this.generate(prompts, sampling);
   }
 

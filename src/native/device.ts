@@ -38,6 +38,7 @@ export type Graph = Pointer;
 export class Device {
   readonly handle: Pointer;
   private readonly cell = new Int32Array(2);
+  private readonly floatCell = new Float32Array(2);
 
   /** @throws NativeError if there is no such device. threads: that compute, 0 for all cores (CPU). */
   constructor(
@@ -164,9 +165,8 @@ export class Device {
 
   /** Milliseconds between two reached events. */
   elapsed(begin: Event, end: Event): number {
-    const cell = new Float32Array(2);
-    this.check(this.library.msgl_event_elapsed(begin, end, ptr(cell)));
-    return cell[0] as number;
+    this.check(this.library.msgl_event_elapsed(begin, end, ptr(this.floatCell)));
+    return this.floatCell[0] as number;
   }
 
   destroyGraph(graph: Graph): void {

@@ -5,18 +5,10 @@
 import { type Batch, PATCH_WORDS, type TablePatches } from "../engine/batch.ts";
 import type { StepEngine } from "../engine/types.ts";
 import { NO_TOKEN, type TokenOutput } from "../message/ring.ts";
-import {
-  type EngineOptions,
-  Finish,
-  type FinishCode,
-  type LogprobRows,
-  MAX_LOGIT_ENTRIES,
-  type Request,
-  Statistic,
-} from "../message/types.ts";
-import { takeLogprobs } from "./logprobs.ts";
+import { type EngineOptions, Finish, type FinishCode, type Request, Statistic } from "../message/types.ts";
+import { Flight, NOTHING_TOLD, type Told } from "./flight.ts";
 import { SequenceMemory } from "./memory.ts";
-import { insertRanked, Sequence } from "./sequence.ts";
+import { insertRanked, refusalOf, Sequence } from "./sequence.ts";
 
 /** `maxRunningRequests` and `maxPrefillLength`: 0 is what the engine was built for. */
 export type SchedulerOptions = Pick<EngineOptions, "maxRunningRequests" | "maxPrefillLength" | "cache" | "overlap">;
@@ -25,28 +17,6 @@ export type SchedulerOptions = Pick<EngineOptions, "maxRunningRequests" | "maxPr
 export interface OutputSink extends TokenOutput {
   /** Why a request was refused; its record with Finish.error follows. */
   reject?(uid: number, message: string): void;
-}
-
-/** A launched step that has not been collected. */
-class Flight {
-  batch: Batch | null = null;
-  /**
-   * Rows 0 .. count - 1 of the batch, the sample index of each, -1 if it does not sample, and where its rows of
-   * logprobs begin.
-   */
-  readonly sequences: Sequence[] = [];
-  readonly samples: number[] = [];
-  readonly logprobs: number[] = [];
-  count = 0;
-  /** There was nothing to do before: the device did not wait for the host. */
-  rested = false;
-
-  add(sequence: Sequence, sample: number, logprobs: number): void {
-    this.sequences[this.count] = sequence;
-    this.samples[this.count] = sample;
-    this.logprobs[this.count++] = logprobs;
-    sequence.inFlight++;
-  }
 }
 
 /**
@@ -114,7 +84,7 @@ export class Scheduler {
   add(request: Request): void {
     const { uid } = request;
     if (this.sequences.has(uid)) throw new Error(`request ${uid} lives already`);
-    const refusal = this.refusalOf(request);
+    const refusal = refusalOf(request, this.engine);
     if (refusal !== null) {
       this.output.reject?.(uid, refusal);
       this.output.push(uid, NO_TOKEN, Finish.error, 0, 0);
@@ -125,18 +95,6 @@ export class Scheduler {
     insertRanked(this.waiting, sequence);
     if (this.waiting[0] === sequence) this.blocked = false;
     this.count(Statistic.waitingRequests, 1);
-  }
-
-  /** Why a request can never be served; null: it can. */
-  private refusalOf({ tokens, maxTokens, minTokens, stopTokenIds, logitBias }: Request): string | null {
-    const context = Math.min(this.engine.maxContext, this.engine.numPages * this.engine.pageSize);
-    if (tokens.length < 1 || maxTokens < 1 || tokens.length + maxTokens > context) {
-      const asked = `a prompt of ${tokens.length} tokens and ${maxTokens} more`;
-      return `${asked} cannot be served: at least one each, at most ${context} together`;
-    }
-    const banned = minTokens > 0 ? stopTokenIds.length + this.engine.eosTokenIds.length : 0;
-    const entries = banned + (logitBias?.ids.length ?? 0);
-    return entries > MAX_LOGIT_ENTRIES ? `${entries} logits are to be changed, ${MAX_LOGIT_ENTRIES} can be` : null;
   }
 
   /** Ends a request early: now, or if it is on the device when the step in flight is read. Unknown uids are ignored. */
@@ -252,10 +210,7 @@ export class Scheduler {
         memory.take(sequence, 1);
         memory.writePages(sequence, pagePatches, 1);
       }
-      const { slot, computed, sampling, logits } = sequence;
-      const { logprobs } = batch.logits;
-      flight.add(sequence, batch.add(slot, computed, 1, true, sampling, logits), logprobs);
-      sequence.computed++;
+      flight.add(sequence, 1, true, sequence.sampling);
     }
   }
 
@@ -283,7 +238,7 @@ export class Scheduler {
     const { memory } = this;
     const { pagePatches, tokenPatches } = batch;
     this.prefilling = sequence;
-    const { computed: begin, tokensWritten, slot } = sequence;
+    const { computed: begin, tokensWritten } = sequence;
     const fits = memory.positionsFor(sequence, this.running.length - 1);
     const uploads = room(tokenPatches, 0) - (begin - tokensWritten);
     const samples = this.engine.limits.maxSamples - batch.samples;
@@ -293,15 +248,12 @@ export class Scheduler {
     const end = begin + count;
     memory.take(sequence, memory.pagesFor(end) - sequence.pageCount);
     if (!memory.writePages(sequence, pagePatches, room(pagePatches, 0))) return false;
-    tokenPatches.write(slot, tokensWritten, sequence.tokens, tokensWritten, end);
+    tokenPatches.write(sequence.slot, tokensWritten, sequence.tokens, tokensWritten, end);
     const last = end === sequence.length;
     // Prompts of which one token is left to compute look like decode rows as long as no longer chunk stands before.
     const decode = last && count === 1 && batch.decodeSequences === batch.sequences;
-    const { logprobs } = batch.logits;
-    const sampling = last ? sequence.sampling : null;
-    const sample = batch.add(slot, begin, count, decode, sampling, sequence.logits, sequence.nextScore());
-    flight.add(sequence, sample, logprobs);
-    sequence.computed = sequence.tokensWritten = end;
+    flight.add(sequence, count, decode, last ? sequence.sampling : null);
+    sequence.tokensWritten = end;
     sequence.scored = Math.max(sequence.scored, Math.min(end, sequence.promptLength - 1));
     if (last) this.prefilling = null;
     return last;
@@ -312,81 +264,51 @@ export class Scheduler {
     const flight = this.inFlight;
     if (flight === null) return;
     this.inFlight = null;
-    const batch = flight.batch!;
-    const tokens = this.engine.collect(batch);
+    const tokens = this.engine.collect(flight.batch!);
     this.countTime(flight);
     for (let i = 0; i < flight.count; i++) {
       const sequence = flight.sequences[i];
-      const sample = flight.samples[i];
       sequence.inFlight--;
       if (sequence.state === "ended") continue;
-      if (sequence.aborted) {
-        if (sequence.inFlight === 0) this.end(sequence, NO_TOKEN, Finish.abort);
-      } else if (sequence.reportsLogprobs) {
-        this.acceptScored(flight, i, tokens);
-      } else if (sample >= 0) {
-        this.accept(sequence, tokens[sample]);
-      }
+      if (!sequence.aborted) this.accept(flight, i, tokens);
+      else if (sequence.inFlight === 0) this.end(sequence, NO_TOKEN, Finish.abort);
     }
     this.forgetEnded();
   }
 
-  private acceptScored(flight: Flight, index: number, tokens: Int32Array): void {
-    const batch = flight.batch!;
+  /** Takes in what a step gave to row `index`. */
+  private accept(flight: Flight, index: number, tokens: Int32Array): void {
     const sequence = flight.sequences[index];
     const sample = flight.samples[index];
-    const from = flight.logprobs[index];
-    const to = index + 1 < flight.count ? flight.logprobs[index + 1] : batch.logits.logprobs;
-    const top = sequence.logits?.logprobs ?? -1;
-    const end = sample >= 0 && top >= 0 ? to - 1 : to;
-    const take = (first: number, last: number, count: number): LogprobRows | null =>
-      first === last ? null : takeLogprobs(this.engine, batch, tokens, first, last, count);
-    const prompt = take(from, end, sequence.promptLogprobs);
-    if (sample >= 0) this.accept(sequence, tokens[sample], take(end, to, top), prompt);
-    else if (prompt !== null) this.emit(sequence, NO_TOKEN, Finish.none, null, prompt);
-  }
-
-  private accept(
-    sequence: Sequence,
-    token: number,
-    logprobs: LogprobRows | null = null,
-    promptLogprobs: LogprobRows | null = null,
-  ): void {
+    const told = sequence.reportsLogprobs ? flight.told(index, this.engine, tokens) : NOTHING_TOLD;
+    if (sample < 0) {
+      if (told.promptLogprobs !== null) this.emit(sequence, NO_TOKEN, Finish.none, told);
+      return;
+    }
     this.count(Statistic.generatedTokens, 1);
+    const token = tokens[sample];
     const finish = sequence.append(token);
-    if (finish === Finish.none) this.emit(sequence, token, finish, logprobs, promptLogprobs);
-    else this.end(sequence, token, finish, logprobs, promptLogprobs);
+    if (finish === Finish.none) this.emit(sequence, token, finish, told);
+    else this.end(sequence, token, finish, told);
   }
 
-  private end(
-    sequence: Sequence,
-    token: number,
-    finish: FinishCode,
-    logprobs: LogprobRows | null = null,
-    promptLogprobs: LogprobRows | null = null,
-  ): void {
+  private end(sequence: Sequence, token: number, finish: FinishCode, told = NOTHING_TOLD): void {
     if (sequence.state !== "waiting") this.memory.release(sequence);
     sequence.state = "ended";
     this.sequences.delete(sequence.uid);
-    this.emit(sequence, token, finish, logprobs, promptLogprobs);
+    this.emit(sequence, token, finish, told);
     this.someEnded = true;
   }
 
   /** What is large goes its own way, and with it all else of the request, so that it stays in order. */
-  private emit(
-    sequence: Sequence,
-    token: number,
-    finish: FinishCode,
-    logprobs: LogprobRows | null = null,
-    promptLogprobs: LogprobRows | null = null,
-  ): void {
+  private emit(sequence: Sequence, token: number, finish: FinishCode, told: Told): void {
     const { output } = this;
     const { uid, waited } = sequence;
     const cachedTokens = Math.max(0, sequence.cachedTokens);
     if (output.pushScored === undefined || !sequence.reportsLogprobs) {
       output.push(uid, token, finish, cachedTokens, waited);
     } else {
-      output.pushScored({ uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs });
+      output.pushScored({ uid, token, finish, cachedTokens, waited, ...told });
     }
   }
 

@@ -1,7 +1,8 @@
 import type { CachedPrefix } from "../cache/prefix-cache.ts";
 import type { Score } from "../engine/batch.ts";
 import type { LogitOptions } from "../engine/logit-rows.ts";
-import { Finish, type FinishCode, type Request, type Sampling } from "../message/types.ts";
+import type { StepEngine } from "../engine/types.ts";
+import { Finish, type FinishCode, MAX_LOGIT_ENTRIES, type Request, type Sampling } from "../message/types.ts";
 
 /** waiting: has no slot and no pages. prefill: part of its tokens is computed. decode: a token a step. */
 export type SequenceState = "waiting" | "prefill" | "decode" | "ended";
@@ -133,6 +134,22 @@ function logitOptions(request: Request, endIds: readonly number[]): LogitOptions
   const promptLength = request.tokens.length;
   const banned = minTokens > 0 ? [...new Set(endIds)] : [];
   return { promptLength, penalties, bias, banned, minLength: promptLength + minTokens, logprobs };
+}
+
+/** Why an engine can never serve a request; null: it can. */
+export function refusalOf(
+  request: Request,
+  { maxContext, numPages, pageSize, eosTokenIds }: StepEngine,
+): string | null {
+  const { tokens, maxTokens, minTokens, stopTokenIds, logitBias } = request;
+  const context = Math.min(maxContext, numPages * pageSize);
+  if (tokens.length < 1 || maxTokens < 1 || tokens.length + maxTokens > context) {
+    const asked = `a prompt of ${tokens.length} tokens and ${maxTokens} more`;
+    return `${asked} cannot be served: at least one each, at most ${context} together`;
+  }
+  const banned = minTokens > 0 ? stopTokenIds.length + eosTokenIds.length : 0;
+  const entries = banned + (logitBias?.ids.length ?? 0);
+  return entries > MAX_LOGIT_ENTRIES ? `${entries} logits are to be changed, ${MAX_LOGIT_ENTRIES} can be` : null;
 }
 
 /** Adds a sequence to a list where it belongs by rank. */
