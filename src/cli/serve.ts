@@ -14,6 +14,7 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   const options = { ...engineOptions, maxQueuedRequests: flags.maxQueuedRequests };
   const manager = new ServiceManager();
   const log = createLog(flags.logLevel, flags.logFormat);
+  outliveReaders();
   let runtime: Runtime | null = null;
   const server = openPort(() => runtime, serverOptions(options, flags, log), flags);
   const url = server.url.replace(/\/$/, "");
@@ -27,6 +28,11 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   runtime = started;
   log("info", `serving ${describeModel(started.info)} at ${url}`);
   manager.notify("READY=1", `STATUS=serving ${started.info.model} at ${url}`);
+}
+
+/** A log on a full disk, or whose reader has gone, is lost; the server goes on. */
+function outliveReaders(): void {
+  for (const stream of [process.stdout, process.stderr]) stream.removeAllListeners("error").on("error", () => {});
 }
 
 function serverOptions(options: RuntimeOptions, flags: ServerFlags, log: Log): ServerOptions {
