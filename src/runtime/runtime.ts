@@ -61,7 +61,7 @@ export class Runtime implements RuntimeInterface {
     this.defaults = options.samplingDefaults === "model" ? checkpoint.generation : {};
     const source = checkpoint.tokenizer;
     this.hasChatTemplate = source !== null && source.chatTemplate !== null;
-    this.thinks = source?.chatTemplate?.includes("<think>") ?? false;
+    this.thinks = /<\/?think>/.test(source?.chatTemplate ?? "");
     this.tokenizers = source === null ? null : new TokenizerPool(spawn, options.numTokenizers, source, die);
   }
 

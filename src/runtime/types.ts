@@ -157,7 +157,7 @@ export interface RuntimeStatistics {
 export interface RuntimeInterface {
   readonly info: EngineInfo;
   readonly hasChatTemplate: boolean;
-  /** Whether the chat template knows <think>: answers may begin with a chain of thought then. */
+  /** Whether the chat template knows <think> or </think>: answers may begin with a chain of thought then. */
   readonly thinks: boolean;
   /**
    * Tokenizes, checks and queues a request for one answer. Its iterator throws InvalidRequest if the scheduler turns

@@ -165,6 +165,7 @@ export const chatSchema = object({
   max_completion_tokens: positive,
   logprobs: flag,
   top_logprobs: top,
+  echo: z.literal(false, { error: "can only be false on this route" }).optional(),
   separate_reasoning: flag,
   include_reasoning: flag,
 });

@@ -57,6 +57,7 @@ describe("numbers", () => {
     priority: [0.5, 2 ** 31, "high"],
     cache_salt: ["", 5, "x".repeat(257), "\ud800"],
     continue_final_message: ["yes", 1],
+    echo: [true, "no"],
     separate_reasoning: ["no"],
     include_stop_str_in_output: [1],
     return_tokens_as_token_ids: ["yes"],

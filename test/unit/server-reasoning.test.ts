@@ -82,7 +82,7 @@ describe("over a runtime with tokenizer and template", () => {
     `{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}${end}{% endif %}`;
   const cases: [string, string, { content: string | null; reasoning_content?: string }][] = [
     ["|<think>\n", "wéll</think> yés", { reasoning_content: "wéll", content: "yés|<think>\n" }],
-    ["{# <think> #}", "<think>wéll</think>yés", { reasoning_content: "wéll", content: "yés" }],
+    ["{# </think> #}", "<think>wéll</think>yés", { reasoning_content: "wéll", content: "yés" }],
     ["<think>\n\n</think>\n\n", "yés", { content: "yés<think>\n\n</think>\n\n" }],
     ["", "<think>a</think>b", { content: "<think>a</think>b" }],
   ];
