@@ -132,9 +132,20 @@ DEVICE uint64_t warp_max(uint64_t value) {
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
-/* What this thread's warp finds in logits begin .. end - 1. */
-DEVICE void find_partial(Partial &partial, const float *logits, int begin, int end, int top) {
-  const int lane = threadIdx.x % 32;
+/* The least of the block's warps' candidates at a place of their lists. */
+DEVICE uint64_t least_of_warps(const Partial *partials, int place) {
+  uint64_t least = ~uint64_t{0};
+  for (int i = 0; i < warps; i++) least = min(least, partials[i].top[place]);
+  return least;
+}
+
+/*
+ * What this thread's warp finds in logits begin .. end - 1, written to its place of partials[warps]. Once each warp has
+ * ceil(top / warps) candidates, those that are less than the least of these are not among the block's first `top`.
+ */
+DEVICE void find_partial(Partial *partials, const float *logits, int begin, int end, int top) {
+  const int lane = threadIdx.x % 32, sure = static_cast<int>(ceil_div(top, warps));
+  Partial &mine = partials[threadIdx.x / 32];
   ExponentialSum sum;
   float best = -INFINITY;
   int best_id = -1;
@@ -144,12 +155,20 @@ DEVICE void find_partial(Partial &partial, const float *logits, int begin, int e
     if (logit > best) best = logit, best_id = id;
   });
   sum.add_lanes();
-  if (lane == 0) partial.sum = sum.sum, partial.exponent = sum.exponent;
-  uint64_t own = best_id < 0 ? 0 : candidate(best, best_id);
+  if (lane == 0) mine.sum = sum.sum, mine.exponent = sum.exponent;
+  uint64_t own = best_id < 0 ? 0 : candidate(best, best_id), bound = 1;  // 0 is no candidate
   for (int i = 0; i < top; i++) {
     const uint64_t taken = warp_max(own);
-    if (lane == 0) partial.top[i] = taken;
-    if (taken == 0) continue;
+    if (lane == 0) mine.top[i] = taken;
+    if (i == sure - 1) {
+      __syncthreads();
+      bound = max(bound, least_of_warps(partials, i));
+    }
+    if (taken < bound) {
+      if (i < sure) continue;  // to the barrier
+      for (int j = i + lane; j < top; j += 32) mine.top[j] = 0;
+      return;
+    }
     const int owner = __ffs(__ballot_sync(~0u, own == taken)) - 1;
     uint64_t next = 0;
     const auto consider = [&](int id, float logit) {
@@ -187,7 +206,7 @@ __global__ void __launch_bounds__(threads) logprobs_kernel(const Logprobs l, Scr
   const float *row = l.logits + static_cast<int64_t>(wanted.row) * l.vocabulary;
   const int part = static_cast<int>(ceil_div(ceil_div(l.vocabulary, parts), 4) * 4);
   const int begin = min(l.vocabulary, static_cast<int>(blockIdx.y) * part), end = min(l.vocabulary, begin + part);
-  find_partial(warps_partials[threadIdx.x / 32], row, begin, end, l.top);
+  find_partial(warps_partials, row, begin, end, l.top);
   __syncthreads();
   if (threadIdx.x >= 32) return;
   if (parts == 1) {
