@@ -1,7 +1,8 @@
 /** What operators ask of the server: keys, metrics, aborts, loads. */
 import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { Writable } from "node:stream";
 import OpenAI from "openai";
-import { createLog, type LogFields } from "../../src/server/log.ts";
+import { createLog, type LogFields, LossyWriter } from "../../src/server/log.ts";
 import { FakeRuntime, hello, post, startServer } from "./support/fake-runtime.ts";
 
 const runtime = new FakeRuntime();
@@ -215,6 +216,33 @@ describe("the log of requests", () => {
       n: 2,
     });
   });
+});
+
+test("a log whose reader is too slow loses lines instead of memory, and says how many", async () => {
+  const taken: string[] = [];
+  let go: () => void = () => {};
+  const reader = new Writable({
+    decodeStrings: false,
+    write(line: string, _, done) {
+      taken.push(line);
+      go = done;
+    },
+  });
+  const writer = new LossyWriter(reader, (lines) => `lost ${lines}\n`);
+  const line = `${"x".repeat(999)}\n`;
+  for (let i = 0; i < 5000; i++) writer.write(line);
+  expect(reader.writableLength).toBeLessThan(1.1 * 2 ** 20);
+  for (let before = -1; before !== taken.length; await Bun.sleep(0)) {
+    before = taken.length;
+    go();
+  }
+  const kept = taken.filter((text) => text === line).length;
+  expect(kept).toBeGreaterThan(1000);
+  expect(taken.slice(kept)).toEqual([`lost ${5000 - kept}\n`]);
+  writer.write("again\n");
+  go();
+  await Bun.sleep(0);
+  expect(taken.at(-1)).toBe("again\n");
 });
 
 describe("a request whose time is up", () => {
