@@ -28,6 +28,7 @@ interface Internals {
   spareBatch: Batch | null;
   blocked: boolean;
   sequences: Map<number, Sequence>;
+  waiting: Sequence[];
   add: Setup["scheduler"]["add"];
   findDecodePages: Method<[], number>;
   addChunk: Method<[unknown, Batch, Sequence], boolean>;
@@ -150,6 +151,31 @@ const defects: Record<string, (target: Target) => void> = {
       const { blocked } = scheduler;
       forget();
       scheduler.blocked = blocked;
+    }),
+  "penalties do not see the tokens of a cached prefix": ({ memory }) =>
+    wrap(memory, "start", (start) => (sequence, running) => {
+      const started = start(sequence, running);
+      sequence.tokensWritten = sequence.computed;
+      return started;
+    }),
+  "a preempted prompt is told of again": ({ scheduler }) =>
+    wrap(scheduler, "preempt", (preempt) => (sequence) => {
+      sequence.scored = 0;
+      preempt(sequence);
+    }),
+  "a prompt's logprobs are lost where its prefix is cached": ({ memory }) =>
+    wrap(memory, "start", (start) => (sequence, running) => {
+      const { scored } = sequence;
+      sequence.scored = sequence.promptLength;
+      const started = start(sequence, running);
+      sequence.scored = scored;
+      return started;
+    }),
+  "a request does not stand where its priority says": ({ scheduler }) =>
+    wrap(scheduler, "preempt", (preempt) => (sequence) => {
+      preempt(sequence);
+      scheduler.waiting.splice(scheduler.waiting.indexOf(sequence), 1);
+      scheduler.waiting.push(sequence);
     }),
   "preemption keeps the pages": ({ memory, scheduler }) =>
     wrap(scheduler, "preempt", (preempt) => (sequence) => {
