@@ -109,7 +109,10 @@ function errorResponse(status: string, description: string): object {
 function components(schemas: Record<string, z.ZodType>): Record<string, JsonSchema> {
   const registry = z.registry<{ id: string }>();
   for (const [id, schema] of Object.entries(schemas)) registry.add(schema, { id });
-  const made = z.toJSONSchema(registry, { unrepresentable: "any", uri: (id) => reference(id).$ref });
+  const made = z.toJSONSchema(registry, {
+    unrepresentable: "any",
+    uri: (id) => reference(id).$ref,
+  });
   return Object.fromEntries(
     Object.entries(made.schemas).map(([id, { $schema, $id, ...schema }]) => [id, schema as JsonSchema]),
   );

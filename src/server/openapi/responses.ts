@@ -118,7 +118,7 @@ const finish = z.union([
 ]);
 
 /** Logprob, token id, and the text where it was asked for. */
-const nativeEntry = z.tuple([number.nullable(), z.int(), text.nullable()]);
+const nativeEntry = z.array(z.union([number, text]).nullable()).length(3);
 const nativeRun = z.array(nativeEntry).optional();
 const nativeTop = z.array(z.array(nativeEntry).nullable()).optional();
 
