@@ -27,8 +27,9 @@ export interface ParameterContext {
 
 /** @throws InvalidRequest naming the field. */
 export function checkParameters(parameters: GenerationParameters, context: ParameterContext): CheckedParameters {
-  const { minTokens = 0, priority = 0, ignoreEos = false, cacheSalt } = parameters;
   const maxTokens = parameters.maxTokens ?? undefined;
+  const minTokens = parameters.minTokens ?? 0;
+  const priority = parameters.priority ?? 0;
   if (maxTokens !== undefined) checkInteger(maxTokens, "maxTokens", 1, Number.MAX_SAFE_INTEGER);
   checkInteger(minTokens, "minTokens", 0, maxTokens ?? Number.MAX_SAFE_INTEGER);
   checkInteger(priority, "priority", -(2 ** 31), 2 ** 31 - 1);
@@ -39,15 +40,12 @@ export function checkParameters(parameters: GenerationParameters, context: Param
     throw new InvalidRequest(`at most ${MAX_STOP_TOKEN_IDS} stop token ids can be given`, "stopTokenIds");
   }
   checkTokens(stopTokenIds, context.vocabularySize, "stopTokenIds");
-  if (cacheSalt !== undefined && (typeof cacheSalt !== "string" || !cacheSalt || cacheSalt.length > MAX_SALT_LENGTH)) {
-    throw new InvalidRequest(`the cache salt must be a string of 1 to ${MAX_SALT_LENGTH} characters`, "cacheSalt");
-  }
   return {
     sampling: checkSampling(parameters, context.defaults),
     stop,
     skipSpecialTokens: parameters.skipSpecialTokens ?? true,
     stopTokenIds,
-    ignoreEos,
+    ignoreEos: parameters.ignoreEos ?? false,
     maxTokens,
     minTokens,
     penalties: checkPenalties(parameters, context.defaults),
@@ -55,7 +53,7 @@ export function checkParameters(parameters: GenerationParameters, context: Param
     logprobs: checkLogprobs(parameters.logprobs, "logprobs"),
     promptLogprobs: checkLogprobs(parameters.promptLogprobs, "promptLogprobs"),
     priority,
-    namespace: cacheSalt ?? "",
+    namespace: checkSalt(parameters.cacheSalt ?? null),
   };
 }
 
@@ -90,8 +88,9 @@ function checkPenalties(parameters: GenerationParameters, defaults: GenerationDe
   return penalties.repetition === 1 && penalties.presence === 0 && penalties.frequency === 0 ? null : penalties;
 }
 
-function checkLogitBias(bias: ReadonlyMap<number, number> | undefined, vocabularySize: number): LogitBias | null {
-  if (bias === undefined || bias.size === 0) return null;
+function checkLogitBias(given: ReadonlyMap<number, number> | undefined, vocabularySize: number): LogitBias | null {
+  const bias = given ?? new Map<number, number>();
+  if (bias.size === 0) return null;
   if (bias.size > MAX_LOGIT_BIAS) {
     throw new InvalidRequest(`at most ${MAX_LOGIT_BIAS} tokens can be biased, not ${bias.size}`, "logitBias");
   }
@@ -105,9 +104,18 @@ function checkLogitBias(bias: ReadonlyMap<number, number> | undefined, vocabular
 
 /** -1: none are asked for. */
 function checkLogprobs(count: number | undefined, parameter: "logprobs" | "promptLogprobs"): number {
-  if (count === undefined) return -1;
-  checkInteger(count, parameter, 0, MAX_LOGPROBS);
-  return count;
+  if ((count ?? null) === null) return -1;
+  checkInteger(count as number, parameter, 0, MAX_LOGPROBS);
+  return count as number;
+}
+
+/** The namespace of the prefix cache, "" without a salt. */
+function checkSalt(salt: string | null): string {
+  if (salt === null) return "";
+  if (typeof salt !== "string" || salt.length < 1 || salt.length > MAX_SALT_LENGTH) {
+    throw new InvalidRequest(`the cache salt must be a string of 1 to ${MAX_SALT_LENGTH} characters`, "cacheSalt");
+  }
+  return salt;
 }
 
 /**

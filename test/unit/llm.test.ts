@@ -86,6 +86,69 @@ describe("generate", () => {
   });
 });
 
+describe("logprobs", () => {
+  const prompt = Array.from({ length: 150 }, (_, i) => (i * 37) % 200);
+
+  test("come with each token, the most probable ones beside them, and leave the tokens alone", async () => {
+    const [plain] = await llm.generate(prompt, { ...greedy, maxTokens: 30 });
+    const [told] = await llm.generate(prompt, { ...greedy, maxTokens: 30, logprobs: 20 });
+    expect(told.tokens).toEqual(plain.tokens);
+    expect(plain.logprobs).toBeUndefined();
+    expect(told.logprobs!.map(({ token }) => token)).toEqual(told.tokens);
+    for (const { token, logprob, top } of told.logprobs!) {
+      expect(top).toHaveLength(20);
+      expect(top[0]).toEqual({ token, logprob });
+      expect(top.map((one) => one.logprob)).toEqual(top.map((one) => one.logprob).sort((a, b) => b - a));
+      expect(top.reduce((sum, one) => sum + Math.exp(one.logprob), 0)).toBeLessThan(1);
+    }
+  });
+
+  test("of the prompt: each is what it has as an answer", async () => {
+    const [told] = await llm.generate(prompt, { ...greedy, maxTokens: 1, promptLogprobs: 1 });
+    expect(told.logprobs).toBeUndefined();
+    expect(told.cachedTokens).toBe(0);
+    expect(told.promptLogprobs!.map(({ token }) => token)).toEqual(prompt.slice(1));
+    for (const length of [1, 70, 149]) {
+      const [next] = await llm.generate(prompt.slice(0, length), { ...greedy, maxTokens: 1, logprobs: 20 });
+      expect(told.promptLogprobs![length - 1].top).toEqual(next.logprobs![0].top.slice(0, 1));
+    }
+  });
+
+  test("are in each event as many as tokens, also where stop strings and aborts end the answer", async () => {
+    const [whole] = await llm.generate("logprobs", { ...greedy, maxTokens: 200 });
+    const stop = [whole.text.slice(50, 53)];
+    for (const more of [{ stop }, {}]) {
+      const events: GenerationEvent[] = [];
+      for await (const event of llm.stream("logprobs", { ...greedy, maxTokens: 3000, logprobs: 0, ...more })) {
+        expect(event.logprobs!.map(({ token }) => token)).toEqual(event.tokens);
+        events.push(event);
+        if (events.length === 60) break;
+      }
+      expect(events.flatMap(({ tokens }) => tokens).length).toBeGreaterThan(10);
+    }
+    const deadline = performance.now() + 3000;
+    while ((await llm.statistics()).runningRequests > 0 && performance.now() < deadline) await Bun.sleep(5);
+    expect((await llm.statistics()).runningRequests).toBe(0);
+  });
+});
+
+test("logits are changed as asked", async () => {
+  const prompt = "once upon a time";
+  const [plain] = await llm.generate(prompt, { ...greedy, maxTokens: 40 });
+  const first = plain.tokens[0];
+  const [banned] = await llm.generate(prompt, { ...greedy, maxTokens: 40, logitBias: new Map([[first, -100]]) });
+  expect(banned.tokens).not.toContain(first);
+  const [forced] = await llm.generate(prompt, { ...greedy, maxTokens: 5, logitBias: new Map([[9, 100]]) });
+  expect(forced.tokens).toEqual([9, 9, 9, 9, 9]);
+  const [varied] = await llm.generate(prompt, { ...greedy, maxTokens: 200, presencePenalty: 2, repetitionPenalty: 10 });
+  expect(new Set(varied.tokens).size).toBeGreaterThan(new Set(plain.tokens).size);
+  const stopTokenIds = [first];
+  const [late] = await llm.generate(prompt, { ...greedy, maxTokens: 40, stopTokenIds, minTokens: 10 });
+  expect(late.tokens.slice(0, 10)).not.toContain(first);
+  const [salted] = await llm.generate(prompt, { ...greedy, maxTokens: 1, cacheSalt: "pepper" });
+  expect(salted.cachedTokens).toBe(0);
+});
+
 test("chat renders the model's template", async () => {
   const messages = [{ role: "user", content: "hi" }];
   const [one, two] = await llm.chat([messages, messages], { ...greedy, maxTokens: 2 });
@@ -93,6 +156,11 @@ test("chat renders the model's template", async () => {
   expect(two.promptTokens).toEqual(one.promptTokens);
   const [open] = await llm.chat(messages, { ...greedy, maxTokens: 1 }, { addGenerationPrompt: false });
   expect(await llm.decode(open.promptTokens)).toBe("<bos>[user]hi");
+  const begun = [...messages, { role: "assistant", content: "Well, " }];
+  const [further] = await llm.chat(begun, { ...greedy, maxTokens: 1 }, { continueFinalMessage: true });
+  expect(await llm.decode(further.promptTokens)).toBe("<bos>[user]hi[assistant]Well, ");
+  const both = { continueFinalMessage: true, addGenerationPrompt: true };
+  await expect(llm.chat(begun, greedy, both)).rejects.toBeInstanceOf(InvalidRequest);
 });
 
 test("stream gives in pieces what generate gives at once", async () => {

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { PLAIN } from "../../src/message/types.ts";
 import { checkParameters, fitContext, type ParameterContext } from "../../src/runtime/parameters.ts";
 import { type GenerationParameters, InvalidRequest } from "../../src/runtime/types.ts";
 
@@ -31,6 +32,18 @@ describe("what a request leaves out", () => {
     const checked = checkParameters(nulls as unknown as GenerationParameters, context);
     expect(checked).toMatchObject({ maxTokens: undefined, stop: [], stopTokenIds: [], ignoreEos: false });
     expect(checked.sampling.temperature).toBe(1);
+    const later = ["minTokens", "repetitionPenalty", "presencePenalty", "frequencyPenalty", "logitBias"];
+    const more = [...later, "logprobs", "promptLogprobs", "priority", "cacheSalt"].map((field) => [field, null]);
+    expect(checkParameters(Object.fromEntries(more), context)).toMatchObject(PLAIN);
+  });
+
+  test("leaves logits, queue and prefix alone, but for a model that wants its repetitions penalized", () => {
+    expect(checkParameters({}, context)).toMatchObject(PLAIN);
+    const neutral = { repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0, logitBias: new Map() };
+    expect(checkParameters(neutral, context)).toMatchObject(PLAIN);
+    const wants: ParameterContext = { ...context, defaults: { repetitionPenalty: 1.1 } };
+    expect(checkParameters({}, wants).penalties).toEqual({ repetition: 1.1, presence: 0, frequency: 0 });
+    expect(checkParameters({ repetitionPenalty: 1 }, wants).penalties).toBeNull();
   });
 });
 
@@ -44,6 +57,22 @@ describe("refuses with the field's name", () => {
     ["minP", [...numbers, -0.1, 1.1]],
     ["seed", [...numbers, -1, 0.5, 2 ** 53]],
     ["stop", [[""], ["a", ""], [5], ["x".repeat(1_000_000)], Array.from({ length: 10_000 }, (_, i) => `s${i}`)]],
+    ["minTokens", [...numbers, -1, 1.5]],
+    ["repetitionPenalty", [...numbers, 0, -1, 10.5]],
+    ["presencePenalty", [...numbers, -2.1, 2.1]],
+    ["frequencyPenalty", [...numbers, -2.1, 2.1]],
+    ["logprobs", [...numbers, -1, 0.5, 21]],
+    ["promptLogprobs", [...numbers, -1, 0.5, 21]],
+    ["priority", [...numbers, 0.5, 2 ** 31, -(2 ** 31) - 1]],
+    ["cacheSalt", ["", 5, "x".repeat(1025)]],
+    [
+      "logitBias",
+      [
+        ...[[-1, 1] as const, [100, 1] as const, [1.5, 1] as const].map((pair) => new Map([pair])),
+        ...[...numbers, 100.5, -101].map((value) => new Map([[1, value]])),
+        new Map(Array.from({ length: 1025 }, (_, i) => [i, 1])),
+      ],
+    ],
     ["stopTokenIds", [[-1], [100], [1.5], [Number.NaN], ["1"], Array.from({ length: 1000 }, () => 1)]],
   ];
   for (const [parameter, values] of bad) {
@@ -62,8 +91,39 @@ describe("refuses with the field's name", () => {
     });
   }
 
+  test("minTokens above maxTokens", () => {
+    expect(checkParameters({ maxTokens: 5, minTokens: 5 }, context).minTokens).toBe(5);
+    expect(() => checkParameters({ maxTokens: 5, minTokens: 6 }, context)).toThrow("from 0 to 5, not 6");
+  });
+
   test("stop strings, where there is no tokenizer", () => {
     expect(() => checkParameters({ stop: ["a"] }, { ...context, hasText: false })).toThrow("no tokenizer");
+  });
+});
+
+test("what changes logits and reports on them, as the scheduler takes it", () => {
+  const asked: GenerationParameters = {
+    minTokens: 3,
+    repetitionPenalty: 1.5,
+    presencePenalty: -2,
+    frequencyPenalty: 2,
+    logitBias: new Map([
+      [7, -100],
+      [99, 0.5],
+    ]),
+    logprobs: 0,
+    promptLogprobs: 20,
+    priority: -(2 ** 31),
+    cacheSalt: "tenant",
+  };
+  expect(checkParameters(asked, context)).toMatchObject({
+    minTokens: 3,
+    penalties: { repetition: 1.5, presence: -2, frequency: 2 },
+    logitBias: { ids: Int32Array.of(7, 99), values: Float32Array.of(-100, 0.5) },
+    logprobs: 0,
+    promptLogprobs: 20,
+    priority: -(2 ** 31),
+    namespace: "tenant",
   });
 });
 
