@@ -6,6 +6,8 @@
 Each folder is a Hugging Face model (config.json, safetensors) with expected.json:
     prompts: token ids; tokens: the greedy continuation of each; logits: those of the last prompt position;
     logprobs: under teacher forcing, of each generated token; gaps: between the best and second logit at each step.
+The model CHANGED has changed.json too: greedy continuations of changed logits, with the logprobs that the model's own
+logits give each token and the TOP most probable ones, and those of the prompt's tokens from the second on.
 """
 
 import json
@@ -18,6 +20,19 @@ import transformers
 ROOT = pathlib.Path(__file__).parent.parent / "test" / "parity" / "fixtures"
 NEW_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 40, 150)
+TOP = 5
+CHANGED = "llama-tied-llama3"
+# Fields of GenerationParameters. With minTokens, `ends` are ids that end the answer.
+CHANGES = (
+    dict(),
+    dict(repetitionPenalty=1.3),
+    dict(repetitionPenalty=0.8),
+    dict(presencePenalty=1.5, frequencyPenalty=0.5),
+    dict(presencePenalty=-0.5, frequencyPenalty=-0.2),
+    dict(logitBias={"5": 1.0, "24": -2.0, "60": 1.25}),
+    dict(minTokens=9),
+    dict(repetitionPenalty=1.15, presencePenalty=0.4, frequencyPenalty=0.3, logitBias={"17": 2.0, "3": -4.0}, minTokens=6),
+)
 
 COMMON = dict(num_hidden_layers=2, max_position_embeddings=512, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2)
 
@@ -93,6 +108,54 @@ def expect(model, prompts: list[list[int]]) -> dict:
     return result
 
 
+class AnswerPenalties(transformers.LogitsProcessor):
+    """OpenAI's presence and frequency penalties, which transformers does not have."""
+
+    def __init__(self, prompt_length: int, presence: float, frequency: float):
+        self.prompt_length, self.presence, self.frequency = prompt_length, presence, frequency
+
+    def __call__(self, input_ids, scores):
+        counts = torch.bincount(input_ids[0, self.prompt_length:], minlength=scores.shape[-1]).float()
+        return scores - self.presence * (counts > 0) - self.frequency * counts
+
+
+def processors(change: dict, prompt_length: int, ends: list[int]) -> transformers.LogitsProcessorList:
+    bias = {(int(token),): value for token, value in change.get("logitBias", {}).items()}
+    chain = [transformers.SequenceBiasLogitsProcessor(bias)] if bias else []
+    if "minTokens" in change:
+        chain.append(transformers.MinNewTokensLengthLogitsProcessor(prompt_length, change["minTokens"], ends, device="cpu"))
+    if "repetitionPenalty" in change:
+        chain.append(transformers.RepetitionPenaltyLogitsProcessor(change["repetitionPenalty"]))
+    chain.append(AnswerPenalties(prompt_length, change.get("presencePenalty", 0), change.get("frequencyPenalty", 0)))
+    return transformers.LogitsProcessorList(chain)
+
+
+def rows(logprobs: torch.Tensor, tokens: list[int]) -> dict:
+    """Logprobs [tokens, vocabulary] as the engine reports them."""
+    top = logprobs.topk(TOP, -1)
+    own = logprobs[range(len(tokens)), tokens]
+    shorten = lambda values: [[round(value, 6) for value in row] for row in values]
+    return dict(logprobs=shorten([own.tolist()])[0], topIds=top.indices.tolist(), topLogprobs=shorten(top.values.tolist()))
+
+
+def expect_changed(model, prompt: list[int], ends: list[int]) -> dict:
+    with torch.no_grad():
+        of_prompt = model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
+    result = dict(prompt=prompt, ends=ends, top=TOP, promptLogprobs=rows(of_prompt, prompt[1:]), cases=[])
+    for change in CHANGES:
+        ids, logprobs = list(prompt), []
+        stops = ends if "minTokens" in change else []
+        change_logits = processors(change, len(prompt), ends)
+        while len(ids) < len(prompt) + NEW_TOKENS and (len(ids) == len(prompt) or ids[-1] not in stops):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[:, -1].float()
+            logprobs.append(logits[0].log_softmax(-1))
+            ids.append(int(change_logits(torch.tensor([ids]), logits)[0].argmax()))
+        tokens = ids[len(prompt):]
+        result["cases"].append(dict(parameters=change, tokens=tokens, **rows(torch.stack(logprobs), tokens)))
+    return result
+
+
 def main() -> None:
     shutil.rmtree(ROOT, ignore_errors=True)
     for index, (name, (config_class, fields, options)) in enumerate(MODELS.items()):
@@ -109,6 +172,10 @@ def main() -> None:
         prompts = [torch.randint(3, config.vocab_size, (length,), generator=generator).tolist()
                    for length in PROMPT_LENGTHS]
         (folder / "expected.json").write_text(json.dumps(expect(model, prompts)) + "\n")
+        if name == CHANGED:
+            # The plain continuation's third token ends it, so that min_tokens has something to do.
+            ends = [expect(model, prompts[2:3])["tokens"][0][2]]
+            (folder / "changed.json").write_text(json.dumps(expect_changed(model, prompts[2], ends)) + "\n")
         print(name, sum(p.numel() for p in model.parameters()), "parameters")
 
 
