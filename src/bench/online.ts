@@ -126,7 +126,7 @@ export function onlineReport(run: OnlineRun, target: Target, description: string
       ...spread("between tokens, mean of a stream", betweenTokens),
       ...spread("between events", betweenEvents),
       ...spread("end to end", endToEnd),
-      ...spread("sent late", late),
+      ...spread("sent late", run.samples.some(({ due }) => due > 0) ? late : []),
     ],
     errors: Object.fromEntries([...run.errors].sort(([, a], [, b]) => b - a)),
     plots: [

@@ -159,7 +159,7 @@ describe("what is wrong is said in one line", () => {
     ],
     [["generate", "--max-tokns", "1"], "unknown option '--max-tokns'. Did you mean '--max-tokens'?"],
     [["bench", "offline", "--sequence", "1"], "unknown option '--sequence'. Did you mean '--sequences'?"],
-    [["bench", "ofline"], "unknown command 'ofline'. Did you mean 'offline'?"],
+    [["bench", "ofline"], "unknown command 'ofline'. Did you mean one of 'offline', 'online'?"],
     [["help", "foo"], "unknown command 'foo'"],
     [["bench", "help", "foo"], "unknown command 'foo'"],
     [["serve", "--model", "m", "--host", ""], "argument '' is invalid. It must be an address or a name"],

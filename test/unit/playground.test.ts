@@ -27,5 +27,6 @@ test("the page carries all that it needs, and may run nothing else", async () =>
     expect(source.length).toBeGreaterThan(1000);
     expect(policy).toContain(`${directive} 'sha256-${createHash("sha256").update(source).digest("base64")}'`);
   }
-  expect(text).not.toMatch(/(?:src|href)="(?!data:)/);
+  expect([...text.matchAll(/(?:src|href)="(?!data:)([^"]*)/g)].map(([, address]) => address)).toEqual(["docs"]);
+  expect((await fetch(new URL("docs", server.url), { headers: { authorization: "Bearer secret" } })).status).toBe(200);
 });
