@@ -18,7 +18,7 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   let runtime: Runtime | null = null;
   const server = openPort(() => runtime, serverOptions(options, flags, log), flags);
   const url = server.url.replace(/\/$/, "");
-  log("info", `loading ${options.model}, listening at ${url}`);
+  log("info", `loading ${options.model}, listening on ${flags.host}:${server.port}`);
   manager.notify(`STATUS=loading ${options.model}`);
   warnIfOpen(server, flags, log);
   endOnSignals(server, () => runtime, flags, manager, log);
