@@ -3,6 +3,9 @@ import type { RequestRecord } from "../context.ts";
 import type { Log, LogFields, LogLevel } from "../log.ts";
 import type { Environment } from "../server.ts";
 
+/** Characters of what a client may make as long as it likes. */
+const LONGEST = 300;
+
 /** Routes that are asked for all the time; their lines are for debugging. */
 const polled = new Set(["/health", "/metrics", "/ping"]);
 
@@ -19,9 +22,9 @@ export function requestLog(log: Log): MiddlewareHandler<Environment> {
         time,
         request_id: c.get("requestId"),
         method: c.req.method,
-        route: c.req.path,
+        route: c.req.path.slice(0, LONGEST),
         status,
-        error: c.error?.message,
+        error: c.error?.message.slice(0, LONGEST),
         disconnected: c.req.raw.signal.aborted || undefined,
         ...(record !== undefined && generated(record)),
         total_ms: milliseconds(performance.now() - began),
