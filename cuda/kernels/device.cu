@@ -12,6 +12,22 @@ namespace {
 
 thread_local std::string last_error;
 
+/* Compiled as all others are: it tells what their code on a device was compiled for. */
+__global__ void probe_kernel() {}
+
+/* The compute capability that the kernels were compiled for which this device runs, as 10 * major + minor. */
+int compiled_capability(const cudaDeviceProp &device) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();
+    fail("%s has compute capability %d.%d, and this library was compiled for %s alone", device.name, device.major,
+         device.minor, MINISGL_CUDA_ARCHS);
+  }
+  check(status, "loading kernels");
+  return attributes.ptxVersion;
+}
+
 }  // namespace
 
 void fail(const char *format, ...) {
@@ -75,8 +91,9 @@ int32_t msgl_device_open(msgl_device **device, int32_t index, int32_t, int32_t) 
     opened->multiprocessors = properties.multiProcessorCount;
     opened->capability = properties.major * 10 + properties.minor;
     opened->shared_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
-    opened->dependent_launch = opened->capability >= 90;
     if (opened->capability < 80) fail("%s: compute capability 8.0 or later is needed", properties.name);
+    // Code for earlier devices, which later ones can run, does not wait for the kernel before.
+    opened->dependent_launch = compiled_capability(properties) >= 90;
     check(cudaStreamCreateWithFlags(&opened->stream, cudaStreamNonBlocking), "cudaStreamCreate");
     opened->sampling_scratch = DeviceBuffer(sampling_scratch_bytes());
     check(cudaMemsetAsync(opened->sampling_scratch.get(), 0, sampling_scratch_bytes(), opened->stream), "cudaMemset");
