@@ -77,6 +77,10 @@ CublasLt::CublasLt() {
   find(preference_destroy, "cublasLtMatmulPreferenceDestroy");
   find(preference_set, "cublasLtMatmulPreferenceSetAttribute");
   find(heuristics, "cublasLtMatmulAlgoGetHeuristic");
+  find(algorithm_init, "cublasLtMatmulAlgoInit");
+  find(algorithm_get, "cublasLtMatmulAlgoConfigGetAttribute");
+  find(algorithm_set, "cublasLtMatmulAlgoConfigSetAttribute");
+  find(algorithm_check, "cublasLtMatmulAlgoCheck");
   find(matmul, "cublasLtMatmul");
 }
 

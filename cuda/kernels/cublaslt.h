@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 #include <library_types.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -30,6 +31,12 @@ struct CublasLt {
     float waves;
     int reserved[4];
   };
+  /* What an Algorithm consists of: the attributes of cublasLtMatmulAlgoConfigAttributes_t in their order, the first of
+   * which is its id, and their sizes in bytes. An attribute that an algorithm does not have is -1. */
+  static constexpr int config_size = 9;
+  static constexpr size_t config_bytes[config_size] = {4, 4, 4, 4, 4, 4, 4, 2, 2};
+  using Config = std::array<int32_t, config_size>;
+  static constexpr int config_tile = 1, config_custom = 5, config_cluster = 8;
   static constexpr int compute_32f = 68;                                               // cublasComputeType_t
   static constexpr int transpose = 1;                                                  // cublasOperation_t
   static constexpr int attribute_transa = 3, attribute_epilogue = 7, attribute_bias_pointer = 8;  // of a Descriptor
@@ -49,6 +56,11 @@ struct CublasLt {
   int (*preference_set)(Preference, int attribute, const void *value, size_t bytes);
   int (*heuristics)(Handle, Descriptor, Layout a, Layout b, Layout c, Layout d, Preference, int requested, Heuristic *,
                     int *found);
+  int (*algorithm_init)(Handle, int compute, cudaDataType scale, cudaDataType a, cudaDataType b, cudaDataType c,
+                        cudaDataType d, int id, Algorithm *);
+  int (*algorithm_get)(const Algorithm *, int attribute, void *value, size_t bytes, size_t *written);
+  int (*algorithm_set)(Algorithm *, int attribute, const void *value, size_t bytes);
+  int (*algorithm_check)(Handle, Descriptor, Layout a, Layout b, Layout c, Layout d, const Algorithm *, Heuristic *);
   int (*matmul)(Handle, Descriptor, const void *alpha, const void *a, Layout, const void *b, Layout, const void *beta,
                 const void *c, Layout, void *d, Layout, const Algorithm *, void *workspace, size_t workspace_bytes,
                 cudaStream_t);

@@ -32,15 +32,14 @@ void enqueue_gather(msgl_device *device, void *out, const void *source, const in
   run(static_cast<uint16_t *>(nullptr));
 }
 
-/* gate_up [tokens, 2, vectors] -> out [tokens, vectors], a vector a thread. */
+/* gate_up [tokens, 2, vectors] -> out [tokens, vectors], a vector a thread. grid (tokens, vectors / threads) */
 template <class T, class V>
-__global__ void silu_mul_kernel(T *out, const T *gate_up, int64_t total, int vectors) {
+__global__ void silu_mul_kernel(T *out, const T *gate_up, int vectors) {
   dependency_trigger();  // as in norm.cu: a product follows
   dependency_wait();
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= total) return;
-  const int64_t row = index / vectors;
-  const int64_t gate_index = index + row * vectors;
+  const int column = blockIdx.y * blockDim.x + threadIdx.x;
+  if (column >= vectors) return;
+  const int64_t row = blockIdx.x, gate_index = 2 * row * vectors + column;
   const V gate = V::load(gate_up + gate_index * V::size);
   const V up = V::load(gate_up + (gate_index + vectors) * V::size);
   V result;
@@ -49,7 +48,7 @@ __global__ void silu_mul_kernel(T *out, const T *gate_up, int64_t total, int vec
     const float g = to_float(gate.value[i]);
     result.value[i] = from_float<T>(g / (1.f + __expf(-g)) * to_float(up.value[i]));
   }
-  result.store(out + index * V::size);
+  result.store(out + (row * vectors + column) * V::size);
 }
 
 }  // namespace
@@ -74,9 +73,10 @@ void minisgl::enqueue_silu_mul(msgl_device *device, void *out, const void *gate_
     dispatch_vector<T>(size, [&](auto *vector) {
       using V = std::remove_pointer_t<decltype(vector)>;
       const int vectors = size / V::size;
-      const int64_t total = static_cast<int64_t>(tokens) * vectors;
-      launch(device, Follow::dependent, silu_mul_kernel<T, V>, static_cast<unsigned>(ceil_div(total, 128)), 128, 0,
-             static_cast<T *>(out), static_cast<const T *>(gate_up), total, vectors);
+      const int threads = tokens < 1024 ? 128 : 256;
+      launch(device, Follow::dependent, silu_mul_kernel<T, V>,
+             dim3(tokens, static_cast<unsigned>(ceil_div(vectors, threads))), threads, 0, static_cast<T *>(out),
+             static_cast<const T *>(gate_up), vectors);
     });
   });
 }

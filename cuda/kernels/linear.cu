@@ -62,6 +62,9 @@ int64_t bucket(int64_t tokens) {
   return ceil_div(tokens, unit) * unit;
 }
 
+/* Whether cuBLASLt adds the bias: it wants one of the output's type. */
+bool fuses_bias(const LinearArguments &a) { return a.bias != nullptr && a.dtype == a.out_dtype; }
+
 }  // namespace
 
 /* The descriptors of one product, freed at its end. */
@@ -113,40 +116,90 @@ std::string Linear::describe() const {
          library_->path;
 }
 
-const CublasLt::Heuristic &Linear::choose(const LinearArguments &a, bool fused_bias) {
-  const int64_t tokens = bucket(a.tokens);
-  const Key key{tokens, a.weight->n, a.weight->k, a.dtype, a.out_dtype, fused_bias};
-  const auto known = chosen_.find(key);
-  if (known != chosen_.end()) return known->second;
-  const Product product(*library_, a, tokens, fused_bias);
+std::vector<Algorithm> Linear::heuristics(const LinearArguments &a, int most) const {
+  if (library_ == nullptr) fail("%s", missing_.c_str());
+  const Product product(*library_, a, a.tokens, fuses_bias(a));
   CublasLt::Preference preference = nullptr;
   require(library_->preference_create(&preference), "creating a preference");
-  CublasLt::Heuristic best{};
+  std::vector<CublasLt::Heuristic> results(most);
   int found = 0;
   int status = library_->preference_set(preference, CublasLt::preference_workspace, &workspace_bytes,
                                         sizeof workspace_bytes);
   if (status == 0)
     status = library_->heuristics(handle_, product.descriptor, product.weight, product.x, product.out, product.out,
-                                  preference, 1, &best, &found);
+                                  preference, most, results.data(), &found);
   library_->preference_destroy(preference);
   if (status != 0 || found == 0)
-    fail("cuBLASLt has no algorithm for %lld x %lld x %lld (status %d)", static_cast<long long>(tokens),
-         static_cast<long long>(a.weight->n), static_cast<long long>(a.weight->k), status);
-  return chosen_.emplace(key, best).first->second;
+    fail("cuBLASLt has no algorithm for %d x %lld x %lld (status %d)", a.tokens, static_cast<long long>(a.weight->n),
+         static_cast<long long>(a.weight->k), status);
+  std::vector<Algorithm> algorithms(found);
+  for (int i = 0; i < found; i++) {
+    algorithms[i].tiled = false;
+    for (int attribute = 0; attribute < CublasLt::config_size; attribute++) {
+      int32_t value = 0;
+      size_t written;
+      status = library_->algorithm_get(&results[i].algorithm, attribute, &value, CublasLt::config_bytes[attribute], &written);
+      algorithms[i].config[attribute] = status == 0 ? value : -1;
+    }
+  }
+  return algorithms;
 }
 
-void Linear::run(const LinearArguments &a) {
-  if (library_ == nullptr) fail("%s", missing_.c_str());
-  const bool fused_bias = a.bias != nullptr && a.dtype == a.out_dtype;
-  const CublasLt::Heuristic &chosen = choose(a, fused_bias);
-  const Product product(*library_, a, a.tokens, fused_bias);
+bool Linear::accept(const Algorithm &algorithm, const LinearArguments &a, LinearChoice *choice) const {
+  *choice = {algorithm.tiled, algorithm.plan, {}};
+  if (algorithm.tiled) return tiled_supports(device_, a);
+  if (library_ == nullptr) return false;
+  const cudaDataType in = data_type(a.dtype), out = data_type(a.out_dtype);
+  if (library_->algorithm_init(handle_, CublasLt::compute_32f, CUDA_R_32F, in, in, out, out, algorithm.config[0],
+                               &choice->algorithm) != 0)
+    return false;
+  for (int attribute = 1; attribute < CublasLt::config_size; attribute++) {
+    const int32_t value = algorithm.config[attribute];
+    if (value >= 0 && library_->algorithm_set(&choice->algorithm, attribute, &value, CublasLt::config_bytes[attribute]) != 0)
+      return false;
+  }
+  const Product product(*library_, a, a.tokens, fuses_bias(a));
+  CublasLt::Heuristic result{};
+  return library_->algorithm_check(handle_, product.descriptor, product.weight, product.x, product.out, product.out,
+                                   &choice->algorithm, &result) == 0 &&
+         result.workspace_bytes <= workspace_bytes;
+}
+
+void Linear::learn(const std::vector<Tuned> &entries) {
+  for (const Tuned &entry : entries) table_.add(entry);
+  chosen_.clear();
+}
+
+/* The table's algorithm, else our kernel where it has a plan, else the one that cuBLASLt thinks best. */
+LinearChoice Linear::find(const LinearArguments &a) const {
+  LinearChoice choice;
+  const Algorithm *known = table_.find(a.shape());
+  if (known != nullptr && accept(*known, a, &choice)) return choice;
+  const auto plan = default_plan(a.shape(), device_->multiprocessors);
+  if (plan && accept({true, *plan, {}}, a, &choice)) return choice;
+  if (!accept(heuristics(a, 1)[0], a, &choice)) fail("cuBLASLt refuses its own algorithm");
+  return choice;
+}
+
+const LinearChoice &Linear::choose(const LinearArguments &a) {
+  const Key key{bucket(a.tokens), a.weight->n, a.weight->k, a.dtype, a.out_dtype, a.form(), fuses_bias(a)};
+  const auto known = chosen_.find(key);
+  if (known != chosen_.end()) return known->second;
+  LinearArguments rounded = a;
+  rounded.tokens = static_cast<int>(bucket(a.tokens));
+  return chosen_.emplace(key, find(rounded)).first->second;
+}
+
+void Linear::run(const LinearArguments &a, const LinearChoice &choice) {
+  if (choice.tiled) return enqueue_tiled(device_, a, choice.plan);
+  const Product product(*library_, a, a.tokens, fuses_bias(a));
   const float one = 1.f, kept = a.add ? 1.f : 0.f;
   require(library_->matmul(handle_, product.descriptor, &one, a.weight->memory.get(), product.weight, a.x, product.x,
-                           &kept, a.out, product.out, a.out, product.out, &chosen.algorithm, workspace_.get(),
+                           &kept, a.out, product.out, a.out, product.out, &choice.algorithm, workspace_.get(),
                            workspace_bytes, device_->stream),
           "the product");
   device_->stored_cache = nullptr;
-  if (a.bias == nullptr || fused_bias) return;
+  if (a.bias == nullptr || fuses_bias(a)) return;
   dispatch_half(a.dtype, [&](auto *type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const int64_t total = static_cast<int64_t>(a.tokens) * a.weight->n;
@@ -171,7 +224,20 @@ void enqueue_linear(msgl_device *device, const LinearArguments &a) {
   if (a.out_dtype != a.dtype && a.out_dtype != MSGL_F32) fail("linear: the output is of dtype %d or float32", a.dtype);
   if (gemv_supports(device, a)) return enqueue_gemv(device, a);
   if (a.weight->n % 8 != 0 || a.weight->k % 8 != 0) return enqueue_any_linear(device, a);
-  device->linear->run(a);
+  device->linear->run(a, device->linear->choose(a));
+}
+
+/* The plain product of a gated one. */
+void enqueue_gate_up(msgl_device *device, LinearArguments a, void *gate_up) {
+  a.out = gate_up;
+  a.gated = false;
+  enqueue_linear(device, a);
+}
+
+/* Whether a gated product is one kernel. */
+bool fuses_gate(msgl_device *device, const LinearArguments &a) {
+  if (gemv_supports(device, a)) return true;
+  return tiled_supports(device, a) && device->linear->choose(a).tiled;
 }
 
 }  // namespace
@@ -208,8 +274,8 @@ int32_t msgl_norm_gated_linear(msgl_device *device, void *out, void *gate_up, vo
     enqueue_rms_norm(device, normed, x, norm, tokens, static_cast<int>(weight->k), epsilon, dtype);
     a.x = normed;
     a.norm = nullptr;
-    if (gemv_supports(device, a)) return enqueue_gemv(device, a);
-    enqueue_linear(device, {gate_up, normed, nullptr, weight, tokens, dtype, dtype});
+    if (tokens == 0 || fuses_gate(device, a)) return enqueue_linear(device, a);
+    enqueue_gate_up(device, a, gate_up);
     enqueue_silu_mul(device, out, gate_up, tokens, static_cast<int>(weight->n / 2), dtype);
   });
 }

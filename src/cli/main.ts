@@ -24,6 +24,7 @@ import { score } from "./score.ts";
 import { serve } from "./serve.ts";
 import { type ServerFlags, serverFlags } from "./server-options.ts";
 import { type ShellFlags, shell } from "./shell.ts";
+import { addTune } from "./tune.ts";
 import { integer } from "./values.ts";
 
 const EXAMPLES = `
@@ -100,6 +101,7 @@ export function createProgram(spawn: SpawnWorker): Command {
   addScore(program);
   addBench(program, spawn);
   addDoctor(program);
+  addTune(program);
   program
     .command("version")
     .description("print the version")

@@ -1,3 +1,4 @@
+import { loadAlgorithms } from "./algorithms.ts";
 import { Device } from "./device.ts";
 import { libraries } from "./libraries.generated.ts";
 import { deviceCount, NativeError, openLibrary } from "./library.ts";
@@ -16,7 +17,9 @@ export function openDevice(kind: DeviceKind | "auto", threads: number): { device
   if (deviceCount(library) === 0) {
     throw new NativeError(`no ${kind} device answers: is the driver installed and loaded? --device cpu runs without`);
   }
-  return { device: new Device(library, 0, threads), kind };
+  const device = new Device(library, 0, threads);
+  if (kind === "cuda") loadAlgorithms(device);
+  return { device, kind };
 }
 
 function gpuAnswers(): boolean {
