@@ -13,6 +13,9 @@ import type { RequestRecord, ServerContext } from "./context.ts";
 import { HttpError } from "./errors.ts";
 import type { Timing } from "./metrics.ts";
 
+/** Logprobs held for one request until they are written, those of other probable tokens included: some 200 MB. */
+const maxLogprobs = 2 ** 21;
+
 export interface ChoicesRequest {
   /** What the answers are known by, in responses and to /abort_request. */
   id: string;
@@ -64,6 +67,7 @@ export class Choices {
   private readonly settled = Promise.withResolvers<RequestRecord>();
   private hasEnded = false;
   private timedOut = false;
+  private heldLogprobs = 0;
   private timer: Timer | undefined;
 
   private constructor(
@@ -112,6 +116,7 @@ export class Choices {
     const answer = new Answer();
     for await (const event of this.generations[choice]) {
       this.note(choice, event);
+      this.hold(event.logprobs ?? []);
       answer.add(event);
     }
     return answer;
@@ -120,8 +125,10 @@ export class Choices {
   /**
    * Tells metrics and log of an event of choice number `choice` that is handed on.
    * @throws HttpError where the answer ends because its time is up
+   * @throws InvalidRequest for more logprobs of prompts than fit
    */
   note(choice: number, event: GenerationEvent): void {
+    if (this.timings[choice].firstEvent === 0) this.hold(this.generations[choice].promptLogprobs);
     this.context.metrics.event(this.generations[choice], event, this.timings[choice]);
     if (event.finishReason !== null) this.finishReasons[choice] = event.finishReason;
     if (event.finishReason === "abort" && this.timedOut) throw timeout();
@@ -152,6 +159,16 @@ export class Choices {
     this.context.leave(this);
     if (this.generations.length > 0) this.context.metrics.requestEnded(this.generations);
     this.settled.resolve(this.record());
+  }
+
+  private hold(logprobs: readonly TokenLogprob[]): void {
+    if (logprobs.length === 0) return;
+    this.heldLogprobs += logprobs.length * (1 + logprobs[0].top.length);
+    if (this.heldLogprobs <= maxLogprobs) return;
+    throw new InvalidRequest(
+      `a request may ask for at most ${maxLogprobs} logprobs, those of top tokens included`,
+      "logprobs",
+    );
   }
 
   private limitTime(seconds: number): void {

@@ -10,14 +10,22 @@ type Probable = Pick<TokenLogprob, "token" | "logprob">;
 
 /** Writes tokens; `asIds`: as "token_id:123", which is what tokens of models without tokenizer are written as, too. */
 export class TokenWriter {
+  /** The same few thousand tokens are the most probable ones everywhere. */
+  private readonly texts = new Map<number, string>();
+
   constructor(
     readonly runtime: RuntimeInterface,
     private readonly asIds = false,
   ) {}
 
   text(token: number): string {
-    const known = this.asIds ? null : this.runtime.tokenText(token);
-    return known === null ? `token_id:${token}` : decoder.decode(known.bytes);
+    let text = this.texts.get(token);
+    if (text === undefined) {
+      const known = this.asIds ? null : this.runtime.tokenText(token);
+      text = known === null ? `token_id:${token}` : decoder.decode(known.bytes);
+      this.texts.set(token, text);
+    }
+    return text;
   }
 
   bytes(token: number): number[] | null {

@@ -1,7 +1,7 @@
 /** Every bad input gets a 4xx that names what is wrong, and the next good request is answered. */
 import { afterAll, afterEach, describe, expect, test } from "bun:test";
 import type { ErrorBody } from "../../src/server/errors.ts";
-import { FakeRuntime, post, startServer } from "./support/fake-runtime.ts";
+import { FakeRuntime, hello, post, startServer } from "./support/fake-runtime.ts";
 
 const runtime = new FakeRuntime();
 const server = startServer(runtime, { maxBodyBytes: 1e6 });
@@ -112,6 +112,23 @@ describe("numbers", () => {
     );
     expect(error.status).toBe(400);
   });
+});
+
+test("more logprobs than memory should hold, of answers or of prompts", async () => {
+  runtime.calls = [];
+  const tokens = new Array(110_000).fill(1);
+  runtime.script = () => ({ pieces: ["x", "y"], tokens: [tokens, [1]], finishReason: "stop" });
+  const many = { messages, logprobs: true, top_logprobs: 20, max_tokens: 4000 };
+  expect((await refusal("/v1/chat/completions", many)).message).toContain("at most 2097152 logprobs");
+  runtime.script = () => hello;
+  const prompt = new Array(30).fill("x".repeat(4000));
+  const echoed = { prompt, echo: true, logprobs: 20, max_tokens: 1 };
+  for (const stream of [false, true]) {
+    const response = await post(server, "/v1/completions", { ...echoed, stream });
+    expect(await response.text()).toContain("at most 2097152 logprobs");
+    expect(response.status).toBe(stream ? 200 : 400);
+  }
+  expect(runtime.calls.every(({ generation }) => generation.aborted || generation.ended)).toBe(true);
 });
 
 describe("content", () => {

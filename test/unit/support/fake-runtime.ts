@@ -57,11 +57,12 @@ class FakeGeneration implements Generation {
     private readonly maxTokens: number,
   ) {}
 
+  private known: TokenLogprob[] | undefined;
+
   get promptLogprobs(): readonly TokenLogprob[] {
-    const { promptLogprobs } = this.parameters;
-    return promptLogprobs === undefined
-      ? []
-      : this.promptTokens.slice(1).map((token) => logprobOf(token, promptLogprobs));
+    const { promptLogprobs: top } = this.parameters;
+    this.known ??= top === undefined ? [] : this.promptTokens.slice(1).map((token) => logprobOf(token, top));
+    return this.known;
   }
 
   get cachedTokens(): number {
@@ -173,6 +174,8 @@ export class FakeRuntime implements RuntimeInterface {
       promptTokens: 8,
       cachedTokens: 9,
       generatedTokens: 10,
+      busyMicroseconds: 11,
+      idleMicroseconds: 12,
     };
   }
 
