@@ -280,6 +280,7 @@ export class Runtime implements RuntimeInterface {
 
 /** Whether the answer's first space is one. */
 function continuesText(prompt: Prompt): boolean {
+  if ("tokens" in prompt) return prompt.continues ?? true;
   return !("messages" in prompt) || prompt.continueFinalMessage === true;
 }
 

@@ -39,7 +39,8 @@ export interface ChatMessage {
 export type Prompt =
   /** addSpecialTokens (BOS, where the model has one): true if left out. */
   | { text: string; addSpecialTokens?: boolean }
-  | { tokens: readonly number[] }
+  /** continues: the answer goes on with a text, so that its first space is one; true if left out. */
+  | { tokens: readonly number[]; continues?: boolean }
   | {
       messages: readonly ChatMessage[];
       addGenerationPrompt?: boolean;

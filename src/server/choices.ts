@@ -213,11 +213,17 @@ export function usageOf(promptTokens: number, completionTokens: number, cachedTo
   };
 }
 
+async function encode(runtime: RuntimeInterface, prompt: Prompt): Promise<Prompt> {
+  if ("tokens" in prompt) return prompt;
+  const continues = !("messages" in prompt) || prompt.continueFinalMessage === true;
+  return { tokens: await runtime.encode(prompt), continues };
+}
+
 async function startPrompt(runtime: RuntimeInterface, prompt: Prompt, request: ChoicesRequest): Promise<Generation[]> {
   let maxTokens = request.maxTokens === 0 ? 1 : request.maxTokens;
   const capped = maxTokens === undefined && request.defaultMaxTokens !== null;
   // One encoding serves all choices of a prompt.
-  const encoded: Prompt = capped || request.n > 1 ? { tokens: await runtime.encode(prompt) } : prompt;
+  const encoded = capped || request.n > 1 ? await encode(runtime, prompt) : prompt;
   if (capped && "tokens" in encoded) {
     const room = runtime.info.maxContext - encoded.tokens.length;
     if (room > 0) maxTokens = Math.min(request.defaultMaxTokens as number, room);

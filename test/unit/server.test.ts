@@ -218,6 +218,18 @@ describe("chat completions", () => {
     expect(texts).toEqual(["answer 0!", "answer 1!", "answer 2!"]);
   });
 
+  test("the first space of each of n answers is as it is for one", async () => {
+    const begun = { messages: [...user("hi"), { role: "assistant", content: "Well" }], continue_final_message: true };
+    for (const [path, body, continues] of [
+      ["/v1/chat/completions", { messages: user("hi") }, false],
+      ["/v1/chat/completions", begun, true],
+      ["/v1/completions", { prompt: "hi" }, true],
+    ] as const) {
+      expect((await post(server, path, { ...body, n: 2 })).status).toBe(200);
+      expect(runtime.calls.at(-1)!.prompt).toMatchObject({ continues });
+    }
+  });
+
   test("streamed choices interleave: the second does not wait for the first", async () => {
     const gate = Promise.withResolvers<void>();
     runtime.script = (_, choice) => ({
@@ -575,6 +587,37 @@ describe("errors and life cycle", () => {
     expect((await answer).status).toBe(200);
     await patient.stop();
   }, 20_000);
+
+  test.each([{ stream: true }, { stream: false }])(
+    "a connection is closed that is idle after an answer (%j)",
+    async (fields) => {
+      const patient = startServer(runtime, { idleTimeoutSeconds: 1 });
+      const body = JSON.stringify({ prompt: "a", ...fields });
+      const closed = Promise.withResolvers<number>();
+      let received = "";
+      let answered = 0;
+      await Bun.connect({
+        hostname: patient.hostname,
+        port: patient.port,
+        socket: {
+          open: (socket) => {
+            socket.write(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+          },
+          data: (_, data) => {
+            received += data;
+            answered = performance.now();
+          },
+          close: () => closed.resolve(performance.now() - answered),
+        },
+      });
+      const idle = await closed.promise;
+      expect(received).toContain("wörld");
+      // Bun looks at its connections every four seconds.
+      expect(idle).toBeLessThan(9000);
+      await patient.stop();
+    },
+    20_000,
+  );
 
   test("a reader that stalls is cut off, and memory stays bounded meanwhile", async () => {
     const patient = startServer(runtime, { stallTimeoutSeconds: 0.3 });
