@@ -42,6 +42,11 @@ export async function eventStream(
     choices.abort();
     choices.end();
   };
+  /** Ends the request, and lets those act who waited for that, while there still is a connection. */
+  const finish = () => {
+    stop();
+    return choices.ended;
+  };
   try {
     await Promise.race(sources.map(({ first }) => first));
   } catch (error) {
@@ -55,11 +60,11 @@ export async function eventStream(
       try {
         await Promise.all(sources.map((source, choice) => forward(source, choice, choices, format, sink)));
         await sink.send(format.close() + done);
+        await finish();
         controller.close();
       } catch (error) {
+        await finish();
         fail(controller, error);
-      } finally {
-        stop();
       }
     },
     cancel: stop,

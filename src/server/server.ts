@@ -9,6 +9,7 @@ import { type RuntimeHolder, ServerContext, type ServerOptions } from "./context
 import { errorResponse, HttpError } from "./errors.ts";
 import { apiKey } from "./middleware/api-key.ts";
 import { accessControl } from "./middleware/cors.ts";
+import { idleAgain } from "./middleware/idle-again.ts";
 import { requestId } from "./middleware/request-id.ts";
 import { requestLog as logRequests } from "./middleware/request-log.ts";
 import { adminRoutes } from "./routes/admin.ts";
@@ -27,8 +28,9 @@ export type { RuntimeHolder, ServerOptions } from "./context.ts";
 /** What every handler finds in its Hono context. */
 export type Environment = {
   Bindings: {
-    /** Takes the idle timeout off the connection. */
+    /** Takes the idle timeout off the connection, and puts it on again. */
     untimed?: () => void;
+    timed?: () => void;
   };
   /** `choices`: what the request has queued, once it has. */
   Variables: { requestId: string; choices?: Choices };
@@ -48,6 +50,7 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   const context = new ServerContext(runtime, options);
   const app = new Hono<Environment>({ getPath });
   app.use(requestId);
+  app.use(idleAgain);
   const { corsOrigins, apiKeys, adminKeys, protectMetrics, requestLog } = context.options;
   if (requestLog !== null) app.use(logRequests(requestLog));
   if (corsOrigins.length > 0) app.use(accessControl(corsOrigins));
@@ -122,6 +125,7 @@ export function serve(
   },
 ): RunningServer {
   const { app, context } = createServer(runtime, options);
+  const idleSeconds = options.idleTimeoutSeconds ?? idleTimeout;
   const server = Bun.serve({
     hostname: options.hostname,
     port: options.port,
@@ -130,8 +134,12 @@ export function serve(
     // Off by itself only in development: a second server on the port must fail, not share it.
     reusePort: false,
     // A stream may be silent for as long as a prompt is computed; readers that stall are cut off in event-stream.ts.
-    fetch: (request, server) => app.fetch(request, { untimed: () => server.timeout(request, 0) }),
-    idleTimeout: options.idleTimeoutSeconds ?? idleTimeout,
+    fetch: (request, server) =>
+      app.fetch(request, {
+        untimed: () => server.timeout(request, 0),
+        timed: () => server.timeout(request, idleSeconds),
+      }),
+    idleTimeout: idleSeconds,
     // body.ts enforces the limit: here it would end in an answer without a reason.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
   });
