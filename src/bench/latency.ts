@@ -1,5 +1,6 @@
 import type { RuntimeInterface } from "../runtime/types.ts";
 import { drive, median, steadyStep, warmUp } from "./drive.ts";
+import { IdleMeter } from "./idle.ts";
 import type { Figure, Report } from "./report.ts";
 import { decodeLimit, type Roofline } from "./roofline.ts";
 import { randomItems } from "./workload.ts";
@@ -55,6 +56,7 @@ async function measure(
   const input = Math.max(1, context - Math.floor(tokens / 2));
   const steps: number[] = [];
   const firsts: number[] = [];
+  const idle = new IdleMeter(runtime);
   for (let repeat = 0; repeat < repeats; repeat++) {
     const shapes = Array.from({ length: batch }, () => ({ input, output: tokens }));
     const run = await drive(runtime, randomItems(shapes, runtime.info.vocabularySize, repeat + 1), {
@@ -69,6 +71,7 @@ async function measure(
     { key: "step_milliseconds", label: "per step", value: step, unit: "ms", digits: 3 },
     { key: "tokens_per_second", label: "generated", value: (1000 * batch) / step, unit: "tokens/s", digits: 0 },
     { key: "first_token_milliseconds", label: "last first token", value: median(firsts), unit: "ms", digits: 1 },
+    ...idle.figures(),
   ];
   if (roofline !== null) {
     const limit = 1000 * decodeLimit(roofline.cost, roofline.limits, batch, batch * context);

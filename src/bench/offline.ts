@@ -1,5 +1,6 @@
 import type { RuntimeInterface } from "../runtime/types.ts";
 import { drive, type Run, warmUp } from "./drive.ts";
+import { IdleMeter } from "./idle.ts";
 import type { Figure, Report } from "./report.ts";
 import { type Roofline, workloadLimit } from "./roofline.ts";
 import { offlineItems, type WorkItem } from "./workload.ts";
@@ -20,13 +21,14 @@ export async function benchOffline(
 ): Promise<Report> {
   const items = offlineItems(runtime.info.vocabularySize, options.sequences, options.scale);
   await warmUp(runtime);
+  const idle = new IdleMeter(runtime);
   const run = await drive(runtime, items, { temperature: options.temperature });
   return {
     benchmark: "offline",
     description: describeItems(items),
     model: runtime.info,
     limits: roofline?.limits ?? null,
-    groups: [{ name: "", figures: throughput(run, items, roofline) }],
+    groups: [{ name: "", figures: [...throughput(run, items, roofline), ...idle.figures()] }],
     plots: [
       {
         title: `offline, ${runtime.info.model}`,

@@ -1,6 +1,7 @@
 import type { RuntimeInterface } from "../runtime/types.ts";
 import { type ClientResult, spawnClient } from "./client.ts";
 import { drive, percentile, ranked, warmUp } from "./drive.ts";
+import { IdleMeter } from "./idle.ts";
 import { describeItems, type OfflineOptions, throughput } from "./offline.ts";
 import type { Figure, Report } from "./report.ts";
 import type { Roofline } from "./roofline.ts";
@@ -29,8 +30,9 @@ export async function benchServe(
   const job = { url, model, temperature };
   await spawnClient(client, { ...job, items: randomItems([{ input: 16, output: 4 }], vocabularySize, 1) });
   await runtime.flushCache();
+  const idle = new IdleMeter(runtime);
   const result = await spawnClient(client, { ...job, items });
-  const figures = [...throughput(result, items, roofline), ...streamFigures(result)];
+  const figures = [...throughput(result, items, roofline), ...streamFigures(result), ...idle.figures()];
   if (compare) {
     await runtime.flushCache();
     const offline = await drive(runtime, items, { temperature });

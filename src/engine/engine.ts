@@ -47,6 +47,7 @@ export class Engine implements StepEngine {
   private next = 0;
   private lastLogits: Tensor | null = null;
   private lastDone: Event | null = null;
+  private readonly timed: boolean;
 
   /** Plans and allocates everything that steps need. @throws Error when it does not fit the device. */
   constructor(
@@ -56,7 +57,9 @@ export class Engine implements StepEngine {
   ) {
     const { config, dtype } = loaded;
     const { pageSize } = options;
-    const steps = stepLimits(options, device.properties());
+    const properties = device.properties();
+    const steps = stepLimits(options, properties);
+    this.timed = properties.asynchronous;
     this.plan = this.createPlan(steps, options);
     const scratch = measureScratch(device, loaded, steps, this.plan);
     this.arena = Arena.allocate(device, scratch.bytes);
@@ -107,23 +110,33 @@ export class Engine implements StepEngine {
     this.next = (this.next + 1) % STEP_SLOTS;
     this.device.wait(slot.done);
     slot.batch.clear();
+    // Until it is launched.
+    this.device.ranges.push("schedule");
     return slot.batch;
   }
 
   launch(batch: Batch): void {
     const slot = this.slotOf(batch);
     const { device, graphs } = this;
+    const { ranges } = device;
+    ranges.pop();
+    ranges.push("step");
     const decodeOnly = batch.decodeSequences === batch.sequences && batch.samples === batch.sequences;
     const size = decodeOnly ? graphs.paddedSize(batch.sequences) : 0;
     const sequences = size || batch.sequences;
     this.batch.pad(slot, sequences);
-    device.record(slot.begin);
+    if (this.timed) device.record(slot.begin);
     this.batch.write(slot);
     const decode = batch.decodeSequences + sequences - batch.sequences;
     this.plan.update(batch.queryLengths, batch.contextLengths, sequences, decode, size > 0);
+    ranges.push(batch.decodeSequences === batch.sequences ? "decode" : "prefill");
     const logits = size > 0 ? graphs.replay(size) : this.forward(batch.sequences, batch.tokens, batch.samples);
+    ranges.pop();
+    ranges.push("sample");
     if (batch.samples > 0) this.sample(slot, logits.head(batch.samples));
+    ranges.pop();
     device.record(slot.done);
+    ranges.pop();
     slot.doneBefore = this.lastDone;
     this.lastDone = slot.done;
   }
@@ -143,6 +156,7 @@ export class Engine implements StepEngine {
   }
 
   time(batch: Batch): StepTime {
+    if (!this.timed) return { busy: 0, idle: 0 };
     const { begin, done, doneBefore } = this.slotOf(batch);
     const { device } = this;
     return { busy: device.elapsed(begin, done), idle: doneBefore === null ? 0 : device.elapsed(doneBefore, begin) };

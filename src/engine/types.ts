@@ -15,7 +15,7 @@ export interface StepLogprobs {
   topLogprobs: Float32Array;
 }
 
-/** Milliseconds that a step took on the device, and those that the device had nothing to do before it. */
+/** Milliseconds that a step took on the device, and that the device had nothing to do before it; 0: not measured. */
 export interface StepTime {
   busy: number;
   idle: number;

@@ -4,6 +4,7 @@
  */
 import type { Arena, Device } from "../native/device.ts";
 import type { AttentionPlan, ExpandedBatch } from "../native/ops.ts";
+import type { RangeName } from "../native/ranges.ts";
 import { advance, bytesOf, type DType, Tensor } from "../native/tensor.ts";
 
 /** Keys and values of every layer: pages of `pageSize` tokens, [pages * pageSize, kvHeads, headDim] a layer. */
@@ -47,10 +48,16 @@ export class Step {
     return this.arena.tensor(dtype, shape);
   }
 
-  /** Gives the scratch that `body` takes back when it ends: a step needs one layer's activations and not all of them. */
-  scope<T>(body: () => T): T {
+  /**
+   * Gives the scratch that `body` takes back when it ends: a step needs one layer's activations and not all of them.
+   * Profilers see it as a range of this name.
+   */
+  scope<T>(name: RangeName, body: () => T): T {
+    const { ranges } = this.device;
     const mark = this.arena.mark;
+    ranges.push(name);
     const result = body();
+    ranges.pop();
     this.arena.release(mark);
     return result;
   }

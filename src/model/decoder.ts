@@ -43,7 +43,7 @@ export abstract class DecoderModel implements Model {
 
   forward(step: Step): Tensor {
     const x = this.embedding.forward(step);
-    for (const layer of this.layers) step.scope(() => layer.forward(x, step));
+    for (const layer of this.layers) step.scope("layer", () => layer.forward(x, step));
     return this.head.forward(x, this.norm, step);
   }
 }

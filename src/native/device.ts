@@ -1,5 +1,6 @@
 import { type Pointer, ptr, toArrayBuffer } from "bun:ffi";
 import { check, type Library, NativeError, out } from "./library.ts";
+import { isProfiled, Ranges } from "./ranges.ts";
 import { MSGL_DEBUG_DELAY, msgl_properties } from "./symbols.ts";
 import { advance, bytesOf, type DType, Tensor } from "./tensor.ts";
 
@@ -37,6 +38,7 @@ export type Graph = Pointer;
 /** A device and its one stream. Belongs to the thread that opened it. */
 export class Device {
   readonly handle: Pointer;
+  readonly ranges: Ranges;
   private readonly cell = new Int32Array(2);
   private readonly floatCell = new Float32Array(2);
 
@@ -47,6 +49,7 @@ export class Device {
     threads = 0,
     debugDelay = false,
   ) {
+    this.ranges = new Ranges(library, isProfiled(process.env));
     const flags = debugDelay ? MSGL_DEBUG_DELAY : 0;
     this.handle = out(library, (cell) => library.msgl_device_open(cell, index, threads, flags)) as Pointer;
   }

@@ -152,6 +152,9 @@ export interface RuntimeStatistics {
   promptTokens: number;
   cachedTokens: number;
   generatedTokens: number;
+  /** What steps took on the device, and what it waited for the host before them; 0 where that cannot be measured. */
+  busyMicroseconds: number;
+  idleMicroseconds: number;
 }
 
 /** What the rooms above see of the runtime. */
