@@ -13,7 +13,7 @@ NVCC ?= $(shell command -v nvcc 2>/dev/null)
 MAKEFLAGS += --jobs=$(shell nproc)
 
 all: minisgl
-.PHONY: all run test soak test-gpu test-systemd demo-model libraries install check format clean help
+.PHONY: all run test fuzz soak test-gpu test-systemd demo-model libraries install check format clean help
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -117,6 +117,9 @@ run: minisgl $(DEMO_MODEL) ## Builds everything and serves the demo model on 127
 
 test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
 	@$(BUN) scripts/run-tests.ts
+
+fuzz: minisgl $(DEMO_MODEL) ## Fuzzes the API by /openapi.json with schemathesis (FUZZ_EXAMPLES=n for each operation)
+	MINISGL_FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),300) $(BUN) test ./test/e2e/schemathesis.test.ts
 
 soak: minisgl ## Runs 100,000 random requests against the executable (SOAK_REQUESTS=n for fewer)
 	$(BUN) test/soak/soak.ts
