@@ -77,7 +77,18 @@ export async function answer(
     const stream = await eventStream(choices, format, context.options.stallTimeoutSeconds);
     return c.body(stream, 200, streamHeaders);
   }
-  const answers = await choices.collect();
+  return c.json(complete(await choices.collect(), choices, request, runtime, created, model));
+}
+
+/** The body of a complete answer. */
+function complete(
+  answers: readonly Answer[],
+  choices: Choices,
+  { body, dialect, logprobs }: OpenAIRequest,
+  runtime: RuntimeInterface,
+  created: number,
+  model: string,
+): object {
   const writer = new TokenWriter(runtime, body.return_tokens_as_token_ids);
   const ofPrompt = (generation: Generation) => ({
     ...(body.return_token_ids === true && { prompt_token_ids: Array.from(generation.promptTokens) }),
@@ -85,7 +96,7 @@ export async function answer(
       prompt_logprobs: promptLogprobs(writer, generation.promptLogprobs, body.prompt_logprobs),
     }),
   });
-  return c.json({
+  return {
     id: choices.id,
     object: dialect.object,
     created,
@@ -102,7 +113,7 @@ export async function answer(
     })),
     usage: withReasoning(choices.usage(), dialect.reasoningTokens()),
     ...(dialect.promptOn === "response" && ofPrompt(choices.generations[0])),
-  });
+  };
 }
 
 function withReasoning(usage: Usage, reasoning_tokens: number | null): object {
