@@ -36,7 +36,7 @@ type Endpoint = "/v1/chat/completions" | "/v1/completions" | "/generate";
 const openings = ["Once upon a time ", "You are a helpful assistant. ".repeat(3), "A list of words: one, two, three, "];
 
 function text(random: Random): string {
-  const length = random.chance(0.05) ? random.integer(200, 400) : random.integer(1, 60);
+  const length = random.chance(0.05) ? random.integer(200, 320) : random.integer(1, 60);
   const letters = Array.from({ length }, () => String.fromCharCode(random.integer(32, 126))).join("");
   return random.chance(0.5) ? random.pick(openings) + letters : letters;
 }
