@@ -23,7 +23,7 @@ export class PythonPackages {
     if (existsSync(mark)) return new PythonPackages(path);
     rmSync(path, { recursive: true, force: true });
     mkdirSync(path, { recursive: true });
-    const refused = await pip("install", "--target", path, ...options, ...requirements);
+    const refused = await pip("install", "--no-compile", "--target", path, ...options, ...requirements);
     if (refused === null) {
       writeFileSync(mark, "");
       return new PythonPackages(path);

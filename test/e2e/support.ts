@@ -18,6 +18,7 @@ export interface ServerInfo {
   num_used_pages: number;
   num_cached_pages: number;
   num_total_pages: number;
+  num_generated_tokens: number;
   max_model_len: number;
 }
 
