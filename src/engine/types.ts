@@ -1,6 +1,7 @@
 /**
  * The engine room: a model on a device. The scheduler sees it through StepEngine: it fills a Batch, launches it, and
- * later collects its tokens. Read batch.ts (what a step is), then engine.ts (how it runs).
+ * later collects its tokens. Read batch.ts (what a step is), engine.ts (how it runs), then sampler.ts (from its
+ * logits to tokens).
  */
 import type { Batch, BatchLimits } from "./batch.ts";
 

@@ -1,6 +1,7 @@
 /**
  * The scheduler room: which tokens of which sequences the device computes next.
- * Read sequence.ts (what a request is here), this file (a step), memory.ts (whose pages), then loop.ts (the thread).
+ * Read sequence.ts (what a request is here), this file (a step), flight.ts (one on its way), memory.ts (whose pages),
+ * then loop.ts (the thread).
  */
 import { type Batch, PATCH_WORDS, type TablePatches } from "../engine/batch.ts";
 import type { StepEngine } from "../engine/types.ts";
