@@ -84,6 +84,14 @@ describe("the routes", () => {
     expect((await documentOf(server)).components.securitySchemes).toEqual({});
   });
 
+  test("take a key that came twice, and no two keys", async () => {
+    const status = async (authorization: string) =>
+      (await fetch(new URL("/v1/models", locked.url), { headers: { authorization } })).status;
+    expect(await status("Bearer key, Bearer key")).toBe(200);
+    expect(await status("Bearer key, Bearer other")).toBe(401);
+    expect(await status("Bearer other, Bearer other")).toBe(401);
+  });
+
   test("refer to schemas that are there", () => {
     const document = openApiDocument(server.context);
     const references = [...JSON.stringify(document).matchAll(/"\$ref":"#\/([^"]+)"/g)].map(([, path]) => path);

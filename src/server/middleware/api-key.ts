@@ -12,7 +12,10 @@ const browsed = /^\/(docs(\/.*)?|openapi\.json)$/;
 
 const digest = (key: string): Buffer => createHash("sha256").update(key).digest();
 
-/** Wants one of `keys` as bearer token, or as the password of documentation; on admin routes one of `adminKeys` where there are any. */
+/**
+ * Wants one of `keys` as bearer token, or as the password of the documentation; on admin routes one of `adminKeys`, where
+ * there are any.
+ */
 export function apiKey(
   keys: readonly string[],
   adminKeys: readonly string[],
@@ -39,7 +42,9 @@ export function apiKey(
 }
 
 function keyOf(authorization: string, asPassword: boolean): string | undefined {
-  const [, scheme, credentials] = authorization.match(/^(Bearer|Basic)\s+(\S+)\s*$/i) ?? [];
+  // sglang-router sends its key beside the client's, which is the same: such headers arrive as one.
+  const once = authorization.replace(/^(.+), \1$/, "$1");
+  const [, scheme, credentials] = once.match(/^(Bearer|Basic)\s+(\S+)\s*$/i) ?? [];
   if (scheme?.toLowerCase() !== "basic") return credentials;
   if (!asPassword) return undefined;
   const decoded = Buffer.from(credentials, "base64").toString();
