@@ -152,8 +152,8 @@ export type FromScheduler =
   | { type: "progress"; stage: string; done: number; total: number }
   | { type: "ready"; info: EngineInfo }
   | { type: "flushed"; id: number; done: boolean }
-  /** All that a step gave requests that asked for logprobs: nothing of theirs comes through the ring. */
-  | { type: "scored"; outputs: ScoredOutput[] }
+  /** All that a step gave requests that asked for logprobs: nothing of theirs comes through the ring. See scored.ts. */
+  | { type: "scored"; words: Int32Array<ArrayBuffer> }
   | { type: "stopped" }
   | { type: "fatal"; message: string; stack?: string };
 

@@ -1,6 +1,7 @@
 import { MessageChannel } from "node:worker_threads";
 import { Doorbell } from "../message/doorbell.ts";
 import { createRing, RingConsumer, type TokenInput } from "../message/ring.ts";
+import { readScored } from "../message/scored.ts";
 import { createStatistics, readStatistics } from "../message/statistics.ts";
 import type {
   EngineInfo,
@@ -104,7 +105,7 @@ export class SchedulerClient {
         this.flushes.delete(message.id);
         return;
       case "scored":
-        for (const output of message.outputs) this.acceptScored(output);
+        readScored(message.words, this.acceptScored);
         this.drained();
         return;
       case "fatal": {

@@ -4,10 +4,12 @@
  */
 import { type MessagePort, receiveMessageOnPort } from "node:worker_threads";
 import { Doorbell } from "../message/doorbell.ts";
-import { RingProducer, type TokenOutput } from "../message/ring.ts";
+import { NO_TOKEN, RingProducer, type TokenOutput } from "../message/ring.ts";
+import { ScoredWriter } from "../message/scored.ts";
 import {
   type EngineInfo,
   type EngineOptions,
+  Finish,
   type FinishCode,
   type FromScheduler,
   type Request,
@@ -44,29 +46,33 @@ export type StartScheduler = (
   onProgress: (stage: string, done: number, total: number) => void,
 ) => Promise<StartedScheduler>;
 
+/** No request's uid. */
+const NOBODY = 0;
+
 /** The ring for tokens; what has logprobs is gathered and goes by message. */
 class StepOutput implements TokenOutput {
-  private scored: ScoredOutput[] = [];
+  private readonly scored = new ScoredWriter();
 
   constructor(
     readonly ring: RingProducer,
-    private readonly say: (message: FromScheduler) => void,
+    private readonly port: MessagePort,
   ) {}
 
   push(uid: number, token: number, finish: FinishCode, cachedTokens: number, waited: number): void {
     this.ring.push(uid, token, finish, cachedTokens, waited);
   }
 
+  /** A record of nobody goes into the ring as well: so a main thread that lags holds up what has logprobs too. */
   pushScored(output: ScoredOutput): void {
-    this.scored.push(output);
+    this.ring.push(NOBODY, NO_TOKEN, Finish.none, 0, 0);
+    this.scored.add(output);
   }
 
   /** Hands everything pushed so far to main. */
   publish(): void {
     this.ring.publish();
-    if (this.scored.length === 0) return;
-    this.say({ type: "scored", outputs: this.scored });
-    this.scored = [];
+    const words = this.scored.take();
+    if (words !== null) this.port.postMessage({ type: "scored", words } satisfies FromScheduler, [words.buffer]);
   }
 }
 
@@ -78,7 +84,7 @@ export async function runSchedulerThread(data: SchedulerThreadData, start: Start
   const ring = new RingProducer(data.ring, () => {
     Atomics.add(statistics, Statistic.ringStalls, 1);
   });
-  const output = new StepOutput(ring, say);
+  const output = new StepOutput(ring, port);
   try {
     const started = await start(data.options, output, statistics, (stage, done, total) =>
       say({ type: "progress", stage, done, total }),

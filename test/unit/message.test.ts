@@ -1,8 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { Doorbell } from "../../src/message/doorbell.ts";
 import { createRing, NO_TOKEN, RingConsumer, RingProducer } from "../../src/message/ring.ts";
+import { readScored, ScoredWriter } from "../../src/message/scored.ts";
 import { createStatistics, readStatistics } from "../../src/message/statistics.ts";
-import { Finish, Statistic } from "../../src/message/types.ts";
+import { Finish, type FinishCode, type ScoredOutput, Statistic } from "../../src/message/types.ts";
 
 type RingRecord = [uid: number, token: number, finish: number, cachedTokens: number, waited: number];
 
@@ -118,6 +119,39 @@ describe("ring", () => {
     consumer.close();
     await running;
   });
+});
+
+test("scored records come out of the words as they went in, however many", () => {
+  const rows = (count: number, top: number) => ({
+    tokens: Int32Array.from({ length: count }, (_, i) => i),
+    logprobs: Float32Array.from({ length: count }, (_, i) => -i / 3),
+    top,
+    topIds: Int32Array.from({ length: count * top }, (_, i) => 7 * i),
+    topLogprobs: Float32Array.from({ length: count * top }, (_, i) => -i / 7),
+  });
+  const record = (uid: number, token: number, finish: FinishCode) => ({
+    uid,
+    token,
+    finish,
+    cachedTokens: 5,
+    waited: 6,
+  });
+  const outputs: ScoredOutput[] = [
+    { ...record(1, 9, Finish.none), logprobs: rows(1, 20), promptLogprobs: null },
+    { ...record(2, NO_TOKEN, Finish.none), logprobs: null, promptLogprobs: rows(64, 3) },
+    { ...record(3, NO_TOKEN, Finish.abort), logprobs: null, promptLogprobs: null },
+    { ...record(2 ** 31 - 1, 0, Finish.stop), logprobs: rows(1, 0), promptLogprobs: rows(500, 20) },
+  ];
+  const writer = new ScoredWriter();
+  expect(writer.take()).toBeNull();
+  for (const count of [2, 4]) {
+    for (const output of outputs.slice(0, count)) writer.add(output);
+    const words = writer.take()!;
+    expect(words.buffer.byteLength).toBe(words.byteLength);
+    const read: ScoredOutput[] = [];
+    readScored(words, (output) => read.push(output));
+    expect(read).toEqual(outputs.slice(0, count));
+  }
 });
 
 test("a doorbell that rang before the sleep does not let it begin", () => {
