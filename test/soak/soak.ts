@@ -13,10 +13,12 @@ import { Random, Traffic } from "./traffic.ts";
 const requests = Number(process.env.SOAK_REQUESTS ?? 100_000);
 const concurrency = Number(process.env.SOAK_CONCURRENCY ?? 48);
 const seed = Number(process.env.SOAK_SEED ?? Date.now() % 2 ** 31);
-/** Looks at the server on the way; the first are its warm-up, the windows after it and at the end are compared. */
+/** Looks at the server on the way. What it needs at number WARM_UP and at the last one is compared. */
 const CHECKPOINTS = 20;
 const WARM_UP = 4;
-const WINDOW = 5;
+/** Seconds without work after which all garbage has been collected; and those at checkpoints that only tell. */
+const REST = 45;
+const PAUSE = 3;
 const MEMORY_GROWTH = 1.05;
 /** The server closes connections that are idle for a minute. */
 const IDLE_CONNECTION_SECONDS = 75;
@@ -50,11 +52,11 @@ async function start(port: number): Promise<TestServer> {
 const handlesOf = (pid: number) => readdirSync(`/proc/${pid}/fd`).length;
 
 /** Waits until nothing runs, then for garbage to be collected, which happens when nothing runs. */
-async function look(server: TestServer): Promise<Look> {
+async function look(server: TestServer, seconds: number): Promise<Look> {
   await server.untilIdle(20);
   let memory = server.memory();
-  for (let wait = 0; wait < 6; wait++) {
-    await Bun.sleep(500);
+  for (let wait = 0; wait < seconds; wait++) {
+    await Bun.sleep(1000);
     memory = Math.min(memory, server.memory());
   }
   return { memory, handles: handlesOf(server.process.pid) };
@@ -85,7 +87,7 @@ async function soak(server: TestServer, traffic: Traffic): Promise<Look[]> {
     const before = sent;
     await Promise.all(Array.from({ length: concurrency }, () => work(until)));
     const rate = (1000 * (until - before)) / (performance.now() - begin);
-    const seen = await look(server);
+    const seen = await look(server, checkpoint === WARM_UP || checkpoint === CHECKPOINTS ? REST : PAUSE);
     looks.push(seen);
     const megabytes = (seen.memory / 2 ** 20).toFixed(1);
     console.log(`${until} requests, ${rate.toFixed(0)}/s, ${megabytes} MiB resident, ${seen.handles} handles`);
@@ -171,9 +173,7 @@ try {
       .join(", ")}`,
   );
   await checkPages(server);
-  // What garbage there is depends on when it was last collected, so the least of several looks counts.
-  const least = (some: readonly Look[]) => Math.min(...some.map(({ memory }) => memory));
-  const growth = least(looks.slice(-WINDOW)) / least(looks.slice(WARM_UP, WARM_UP + WINDOW));
+  const growth = (looks.at(-1) as Look).memory / looks[WARM_UP - 1].memory;
   expect("resident memory at the end, in that after warm-up", growth <= MEMORY_GROWTH, growth.toFixed(3));
   await checkHandles(server, handlesAtStart);
   const again = await checkRestart(server);
