@@ -16,6 +16,8 @@ const seed = Number(process.env.SOAK_SEED ?? Date.now() % 2 ** 31);
 /** Looks at the server on the way. What it needs at number WARM_UP and at the last one is compared. */
 const CHECKPOINTS = 20;
 const WARM_UP = 4;
+/** Below this, code is still being compiled and allocators' pools grow. */
+const WARM_UP_REQUESTS = 20_000;
 /** Seconds without work after which all garbage has been collected; and those at checkpoints that only tell. */
 const REST = 45;
 const PAUSE = 3;
@@ -174,7 +176,9 @@ try {
   );
   await checkPages(server);
   const growth = (looks.at(-1) as Look).memory / looks[WARM_UP - 1].memory;
-  expect("resident memory at the end, in that after warm-up", growth <= MEMORY_GROWTH, growth.toFixed(3));
+  const flat = "resident memory at the end, in that after warm-up";
+  if ((requests * WARM_UP) / CHECKPOINTS >= WARM_UP_REQUESTS) expect(flat, growth <= MEMORY_GROWTH, growth.toFixed(3));
+  else console.log(`     ${flat}: ${growth.toFixed(3)}, not judged: it takes ${WARM_UP_REQUESTS} requests to warm up`);
   await checkHandles(server, handlesAtStart);
   const again = await checkRestart(server);
   const { code } = await again.terminate();
