@@ -15,6 +15,7 @@ beforeEach(() => {
   runtime.calls = [];
   runtime.script = () => hello;
   runtime.flushable = true;
+  runtime.thinks = false;
 });
 afterAll(() => Promise.all([server.stop(), loading.stop(), locked.stop()]));
 
@@ -143,6 +144,17 @@ describe("answers are as described", () => {
     expect(ready.status).toBe(200);
     await conforms(ready, path);
     await conforms(await fetch(new URL(address, loading.url)), path);
+  });
+
+  test("chains of thought, whole and streamed", async () => {
+    runtime.thinks = true;
+    const pieces = ["<think>", "well", "</think>", "yes"];
+    runtime.script = () => ({ pieces, tokens: pieces.map((piece) => [...Buffer.from(piece)]), finishReason: "stop" });
+    const asked = { messages, stream_options: { include_usage: true } };
+    const whole = await post(server, "/v1/chat/completions", asked);
+    expect(await whole.clone().text()).toContain('"reasoning_content":"well"');
+    await conforms(whole, "/v1/chat/completions");
+    await conforms(await post(server, "/v1/chat/completions", { ...asked, stream: true }), "/v1/chat/completions");
   });
 
   test("a page for browsers at /", async () => {
