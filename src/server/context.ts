@@ -62,6 +62,9 @@ export const defaultOptions: Required<ServerOptions> = {
   settings: {},
 };
 
+/** Milliseconds without a request after which garbage is collected: nobody waits for it then, and memory at rest is flat. */
+const restAfter = 1000;
+
 export class ServerContext {
   readonly options: Required<ServerOptions>;
   /** Requests that are being answered. */
@@ -70,6 +73,7 @@ export class ServerContext {
   readonly started = Math.floor(Date.now() / 1000);
   draining = false;
   private whenIdle: (() => void) | null = null;
+  private rest: Timer | undefined;
 
   constructor(
     private readonly holder: RuntimeHolder,
@@ -110,12 +114,17 @@ export class ServerContext {
   }
 
   enter(choices: Choices): void {
+    clearTimeout(this.rest);
     this.active.add(choices);
   }
 
   leave(choices: Choices): void {
     this.active.delete(choices);
-    if (this.active.size === 0) this.whenIdle?.();
+    if (this.active.size > 0) return;
+    this.whenIdle?.();
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => Bun.gc(true), restAfter);
+    this.rest.unref();
   }
 
   /** See RunningServer.drain. */

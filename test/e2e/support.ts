@@ -150,6 +150,16 @@ export class TestServer {
     return Number(readFileSync(`/proc/${this.process.pid}/statm`, "utf8").split(" ")[1]) * 4096;
   }
 
+  /** Resident memory in bytes once nothing has run for so long that garbage is collected. */
+  async memoryAtRest(): Promise<number> {
+    let least = Number.POSITIVE_INFINITY;
+    for (let look = 0; look < 6; look++) {
+      await Bun.sleep(500);
+      least = Math.min(least, this.memory());
+    }
+    return least;
+  }
+
   /** Sends SIGTERM; the exit code and all that was printed. */
   async terminate(): Promise<{ code: number; output: string }> {
     this.process.kill("SIGTERM");
