@@ -31,10 +31,16 @@ export function algorithmFile(card: string): string {
 /** Gives a device the tables for its name, the user's after this executable's. Returns how many lines it took. */
 export function loadAlgorithms(device: Device): number {
   const { name } = device.properties();
-  return [SHIPPED[name] ?? "", readTable(algorithmFile(name))].reduce(
-    (sum, table) => sum + takeAlgorithms(device, table),
-    0,
-  );
+  return [SHIPPED[name] ?? "", cachedTable(name)].reduce((sum, table) => sum + takeAlgorithms(device, table), 0);
+}
+
+/** The user's table; what cannot be read in a cache must not stop a start. */
+function cachedTable(card: string): string {
+  try {
+    return readTable(algorithmFile(card));
+  } catch {
+    return "";
+  }
 }
 
 /** Gives a device a table. Returns how many of its lines it took. */

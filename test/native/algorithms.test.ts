@@ -1,6 +1,9 @@
 /** Products give the same whichever algorithm a table names for them; those that a device cannot use are passed over. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { takeAlgorithms, tuneProduct } from "../../src/native/algorithms.ts";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { algorithmFile, loadAlgorithms, takeAlgorithms, tuneProduct, writeTable } from "../../src/native/algorithms.ts";
 import { linear, linearAdd, normGatedLinear } from "../../src/native/ops.ts";
 import { DType } from "../../src/native/tensor.ts";
 import { activation, bits, exact, get, openDevice, put, randomValues, relativeError, rounded } from "./harness.ts";
@@ -84,5 +87,24 @@ describe("tuning", () => {
   test("is passed over for products that have but one algorithm", () => {
     expect(tuneProduct(opened, { n: 250, k: 512, form: "plain" }, 32, activation)).toBe("");
     expect(tuneProduct(opened, { n: 256, k: 512, form: "plain" }, 8, activation)).toBe("");
+  });
+});
+
+describe("at the start", () => {
+  const folder = mkdtempSync(join(tmpdir(), "minisgl-algorithms-"));
+  const before = process.env.XDG_CACHE_HOME;
+  afterAll(() => {
+    rmSync(folder, { recursive: true });
+    if (before === undefined) delete process.env.XDG_CACHE_HOME;
+    else process.env.XDG_CACHE_HOME = before;
+  });
+
+  test("the user's table is taken after the program's, and does no harm where it cannot be read", () => {
+    process.env.XDG_CACHE_HOME = "/dev/null/nowhere";
+    const shipped = loadAlgorithms(opened);
+    process.env.XDG_CACHE_HOME = folder;
+    const line = `${n} ${k} ${tokens} plain tiled 64 64 1 65536`;
+    writeTable(algorithmFile(opened.properties().name), `${line}\n`);
+    expect(loadAlgorithms(opened)).toBe(exact ? 0 : shipped + 1);
   });
 });
