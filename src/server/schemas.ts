@@ -40,8 +40,11 @@ const top = integer(0, maxTop).optional();
 
 const repetition = "must be a number above 0 and at most 10";
 const bias = z
-  .record(z.string().regex(/^\d{1,10}$/, { error: "must be a token id" }), between(-100, 100), {
-    error: "must be an object of token ids and numbers between -100 and 100",
+  .record(z.string().regex(/^\d{1,10}$/), between(-100, 100), {
+    error: ({ code }) =>
+      code === "invalid_key"
+        ? "must be named by a token id"
+        : "must be an object of token ids and numbers between -100 and 100",
   })
   .refine((biases) => Object.keys(biases).length <= maxBiases, { error: `must have at most ${maxBiases} token ids` })
   .optional();
@@ -231,7 +234,11 @@ export function parse<Schema extends z.ZodType>(schema: Schema, body: Record<str
   if (result.success) return result.data;
   const issue = result.error.issues[0];
   const name = parameterName(issue.path);
-  if (issue.input === undefined) throw new InvalidRequest(`${name} is missing, it ${issue.message}`, name);
+  if (issue.input === undefined) {
+    // Zod's own words are of values that are checked elsewhere.
+    const demand = issue.message.startsWith("must ") ? `, it ${issue.message}` : "";
+    throw new InvalidRequest(`${name} is missing${demand}`, name);
+  }
   throw new InvalidRequest(`${name} ${issue.message}, got ${show(issue.input)}`, name);
 }
 

@@ -101,6 +101,10 @@ describe("numbers", () => {
     expect(message).toBe("temperature must be a number between 0 and 2, got -1");
     const missing = await refusal("/v1/chat/completions", {});
     expect(missing.message).toBe("messages is missing, it must be an array of messages");
+    expect((await refusal("/v1/completions", {})).message).toBe("prompt is missing");
+    expect((await refusal("/detokenize", {})).message).toBe("tokens is missing");
+    const biased = await refusal("/v1/chat/completions", { messages, logit_bias: { word: 1 } });
+    expect(biased.message).toBe('logit_bias.word must be named by a token id, got "word"');
     const nested = await refusal("/v1/chat/completions", { messages: [...messages, { role: "me", content: "" }] });
     expect(nested.message).toBe('messages[1].role must be system, developer, user, assistant or tool, got "me"');
   });
