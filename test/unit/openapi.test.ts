@@ -137,6 +137,11 @@ describe("answers are as described", () => {
     await conforms(response, path);
   });
 
+  const examples = operations.filter(({ request }) => request !== undefined);
+  test.each(examples.map(({ path, example }) => [path, example] as const))("%s: the example %j", async (path, body) => {
+    expect((await post(server, path, body)).status).toBe(200);
+  });
+
   const gets = operations.filter(({ methods }) => methods.includes("get")).map(({ path }) => path);
   test.each(gets)("GET %s, ready and loading", async (path) => {
     const address = path.replace("{name}", "fake.gguf");

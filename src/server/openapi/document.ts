@@ -29,7 +29,7 @@ export function openApiDocument({ options }: Pick<ServerContext, "options">): ob
       title: "minisgl",
       version,
       description:
-        "The OpenAI API, and what operators and routers ask for. Unknown fields are ignored, null is not given.",
+        "The OpenAI API, and what operators and routers ask for. Unknown fields are ignored; a null counts as left out.",
     },
     servers: [{ url: "/" }],
     paths: Object.fromEntries(
@@ -49,9 +49,9 @@ export function openApiDocument({ options }: Pick<ServerContext, "options">): ob
 }
 
 function pathItem(operation: Operation, security: object[]): object {
-  const { path, methods, tag, summary, request } = operation;
+  const { path, methods, tag, summary, request, example } = operation;
   const statuses: ErrorStatus[] = [...operation.errors, ...(security.length > 0 ? [401 as const] : [])];
-  const body = request && { required: true, content: { "application/json": { schema: reference(request) } } };
+  const body = request && { required: true, content: { "application/json": { schema: reference(request), example } } };
   const parameters = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => ({
     name,
     in: "path",

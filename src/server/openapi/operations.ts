@@ -17,6 +17,8 @@ export interface Operation {
   summary: string;
   /** The body, by the name of its schema. */
   request?: string;
+  /** A body that the server answers with 200. */
+  example?: object;
   /** The answers with 200: by media type, the name of the schema, or null for text. */
   answers: Record<string, string | null>;
   /** What the events of a stream are. */
@@ -104,6 +106,11 @@ export const operations: readonly Operation[] = [
       { ...json("ChatCompletion"), ...stream },
       generation,
     ),
+    example: {
+      messages: [{ role: "user", content: "What is the capital of France?" }],
+      max_tokens: 32,
+      temperature: 0,
+    },
     events: "ChatCompletionChunk",
   },
   {
@@ -115,6 +122,7 @@ export const operations: readonly Operation[] = [
       { ...json("Completion"), ...stream },
       generation,
     ),
+    example: { prompt: "The capital of France is", max_tokens: 16, temperature: 0 },
     events: "CompletionChunk",
   },
   {
@@ -126,13 +134,20 @@ export const operations: readonly Operation[] = [
       { ...json("Generation"), ...stream },
       [400, 413, 429, ...ready],
     ),
+    example: { text: "The capital of France is", sampling_params: { max_new_tokens: 16, temperature: 0 } },
     events: "GenerationSnapshot",
   },
-  command("/tokenize", "Tokens", "Text or messages as token ids", "TokenizeRequest", json("Tokens"), [
-    404,
-    ...withBody,
-  ]),
-  command("/detokenize", "Tokens", "Token ids as text", "DetokenizeRequest", json("Text"), withBody),
+  {
+    ...command("/tokenize", "Tokens", "Text or messages as token ids", "TokenizeRequest", json("Tokens"), [
+      404,
+      ...withBody,
+    ]),
+    example: { prompt: "The capital of France is" },
+  },
+  {
+    ...command("/detokenize", "Tokens", "Token ids as text", "DetokenizeRequest", json("Text"), withBody),
+    example: { tokens: [1, 2, 3] },
+  },
   inquiry("/v1/models", "Models", "The names of the model", "Models"),
   { ...inquiry("/v1/models/{name}", "Models", "One of them", "Model"), errors: [404, ...ready] },
   inquiry("/model_info", "Models", "What model is served", "ModelInfo"),
@@ -153,7 +168,10 @@ export const operations: readonly Operation[] = [
     methods: ["get", "post"],
     errors: [400, ...ready],
   },
-  command("/abort_request", "Administration", "Stops requests", "AbortRequest", json("Aborted"), withBody),
+  {
+    ...command("/abort_request", "Administration", "Stops requests", "AbortRequest", json("Aborted"), withBody),
+    example: { rid: "chatcmpl-0" },
+  },
   {
     ...inquiry("/", "Documentation", "A playground for browsers, the version for others", "Server"),
     answers: { ...json("Server"), "text/html": null },
