@@ -88,6 +88,14 @@ export class ServerContext {
    */
   runtime(): RuntimeInterface {
     if (this.draining) throw unavailable("the server is shutting down", "draining");
+    return this.observed();
+  }
+
+  /**
+   * The runtime for whoever only looks at it, draining or not.
+   * @throws HttpError 503 while it is loading
+   */
+  observed(): RuntimeInterface {
     const runtime = this.holder();
     if (runtime === null) throw unavailable("the model is still loading", "loading");
     return runtime;

@@ -516,6 +516,9 @@ describe("errors and life cycle", () => {
     const drained = draining.drain(10);
     expect((await fetch(new URL("/health", draining.url))).status).toBe(503);
     expect((await post(draining, "/v1/completions", { prompt: "b" })).status).toBe(503);
+    for (const path of ["/metrics", "/v1/loads", "/server_info"]) {
+      expect((await fetch(new URL(path, draining.url))).status).toBe(200);
+    }
     gate.resolve();
     expect(await drained).toBe(0);
     await draining.stop();

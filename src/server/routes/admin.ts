@@ -10,7 +10,7 @@ import { version } from "./health.ts";
 
 export function adminRoutes(app: Hono<Environment>, context: ServerContext): void {
   const serverInfo = (c: Context<Environment>) => {
-    const runtime = context.runtime();
+    const runtime = context.observed();
     const { info } = runtime;
     const statistics = runtime.statistics();
     return c.json({

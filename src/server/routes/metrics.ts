@@ -6,14 +6,14 @@ import { version } from "./health.ts";
 
 export function metricsRoutes(app: Hono<Environment>, context: ServerContext): void {
   app.get("/metrics", (c) => {
-    const runtime = context.runtime();
+    const runtime = context.observed();
     const text = context.metrics.render(runtime.statistics(), context.modelNames(runtime)[0]);
     return c.body(text, 200, { "content-type": "text/plain; version=0.0.4; charset=utf-8" });
   });
 
   // SGLang's shape, one data-parallel rank.
   app.get("/v1/loads", (c) => {
-    const runtime = context.runtime();
+    const runtime = context.observed();
     const { runningRequests, waitingRequests, usedPages, totalPages } = runtime.statistics();
     const { pageSize, maxRunningRequests } = runtime.info;
     const now = Date.now();
