@@ -76,7 +76,10 @@ async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
     if (done) throw new Refusal(0, "The connection was lost before the answer's end.");
     const frames = (rest + value).split(/\r?\n\r?\n/);
     rest = frames.pop();
@@ -391,5 +394,6 @@ if (messages.length > 0) drawAll();
 if (matchMedia("(hover: hover)").matches) input.focus();
 poll();
 setInterval(() => {
-  if (!document.hidden) poll();
+  // Without a key there is nothing to learn, and every attempt would be a line of the server's log.
+  if (!document.hidden && state !== "refused") poll();
 }, pollMilliseconds);
