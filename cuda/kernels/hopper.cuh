@@ -93,14 +93,21 @@ DEVICE void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
 }
 
-#define MINISGL_C8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define MINISGL_C4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define MINISGL_C8(i) MINISGL_C4(i), MINISGL_C4(i + 4)
 #define MINISGL_C16(i) MINISGL_C8(i), MINISGL_C8(i + 8)
 #define MINISGL_C32(i) MINISGL_C16(i), MINISGL_C16(i + 16)
 #define MINISGL_C64(i) MINISGL_C32(i), MINISGL_C32(i + 32)
 #define MINISGL_R8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define MINISGL_R16 MINISGL_R8", %8, %9, %10, %11, %12, %13, %14, %15"
-#define MINISGL_R32 MINISGL_R16", %16, %17, %18, %19, %20, %21, %22, %23" ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define MINISGL_R64 MINISGL_R32", %32, %33, %34, %35, %36, %37, %38, %39" ", %40, %41, %42, %43, %44, %45, %46, %47" ", %48, %49, %50, %51, %52, %53, %54, %55" ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define MINISGL_R32 MINISGL_R16 \
+  ", %16, %17, %18, %19, %20, %21, %22, %23" \
+  ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define MINISGL_R64 MINISGL_R32 \
+  ", %32, %33, %34, %35, %36, %37, %38, %39" \
+  ", %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55" \
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define MINISGL_WGMMA(type, columns, results, values, a, b)                                                       \
   asm volatile("{.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                                     \
                "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" results "}, %" a ", %" b \
@@ -138,6 +145,7 @@ DEVICE void warpgroup_mma(float *c, uint64_t a_tile, uint64_t b_tile) {
 #undef MINISGL_C32
 #undef MINISGL_C16
 #undef MINISGL_C8
+#undef MINISGL_C4
 
 }  // namespace minisgl
 

@@ -138,7 +138,8 @@ std::vector<Algorithm> Linear::heuristics(const LinearArguments &a, int most) co
     for (int attribute = 0; attribute < CublasLt::config_size; attribute++) {
       int32_t value = 0;
       size_t written;
-      status = library_->algorithm_get(&results[i].algorithm, attribute, &value, CublasLt::config_bytes[attribute], &written);
+      status = library_->algorithm_get(&results[i].algorithm, attribute, &value, CublasLt::config_bytes[attribute],
+                                       &written);
       algorithms[i].config[attribute] = status == 0 ? value : -1;
     }
   }
@@ -155,8 +156,8 @@ bool Linear::accept(const Algorithm &algorithm, const LinearArguments &a, Linear
     return false;
   for (int attribute = 1; attribute < CublasLt::config_size; attribute++) {
     const int32_t value = algorithm.config[attribute];
-    if (value >= 0 && library_->algorithm_set(&choice->algorithm, attribute, &value, CublasLt::config_bytes[attribute]) != 0)
-      return false;
+    const size_t bytes = CublasLt::config_bytes[attribute];
+    if (value >= 0 && library_->algorithm_set(&choice->algorithm, attribute, &value, bytes) != 0) return false;
   }
   const Product product(*library_, a, a.tokens, fuses_bias(a));
   CublasLt::Heuristic result{};

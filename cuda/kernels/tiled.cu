@@ -103,7 +103,8 @@ DEVICE void finish(const Tiled &a, uint32_t sums, int token_begin, int column_be
       addresses[i] = sums + 4 * (token * L::sum_stride + column);
       up_addresses[i] = addresses[i] + 4 * Columns;
       const bool inside = base + i * stride < live && column_begin + column < a.n;
-      out[i] = inside ? static_cast<Out *>(a.out) + static_cast<int64_t>(token_begin + token) * a.n + column_begin + column
+      out[i] = inside ? static_cast<Out *>(a.out) + static_cast<int64_t>(token_begin + token) * a.n + column_begin +
+                            column
                       : nullptr;
       bias[i] = static_cast<const T *>(a.bias) + column_begin + column;
       if (a.add && inside) before[i] = *reinterpret_cast<const Quad<Out> *>(out[i]);
