@@ -7,6 +7,7 @@ import { baseUrl, firstModel, type Target } from "../bench/online-client.ts";
 import { textPrompts, tokenPrompts } from "../bench/prompts.ts";
 import { checkOutputs, jsonFlag, type OutputFlags, plotFlag, print, thisProgram } from "./bench-output.ts";
 import { UserError } from "./errors.ts";
+import { worded } from "./options.ts";
 import { choice, integer, number } from "./values.ts";
 
 interface OnlineFlags extends OutputFlags {
@@ -38,28 +39,36 @@ export function addOnline(bench: Command): void {
   bench
     .command("online")
     .description("traffic over HTTP to any OpenAI server: a trace, or random arrivals")
-    .option("--url <address>", "of the server", "http://127.0.0.1:1919")
+    .option("--url <address>", "of the server", serverAddress, "http://127.0.0.1:1919")
     .option("--model <name>", "model to ask for (default: the first that the server lists)")
     .option("--api-key <key>", "sent as bearer token (default: $OPENAI_API_KEY)")
     .option("--endpoint <name>", "completions, or chat", choice(["completions", "chat"]), "completions")
     .option("--trace <file>", 'lines of {"timestamp": ms, "input_length": n, "output_length": n} to replay')
     .option("--speed <factor>", "replay the trace faster, or slower", positive, 1)
-    .option("--rate <n>", "requests a second, as a Poisson process (default: all at once)", positive, Infinity)
+    .addOption(worded("--rate <n>", "requests a second, as a Poisson process", positive, Infinity, "all at once"))
     .option(
       "--num-requests <n>",
       `requests to send (default: ${DEFAULT_REQUESTS}, or as --duration allows)`,
       integer(1),
     )
-    .option("--duration <seconds>", "send no more after this time (default: no limit)", positive, Infinity)
-    .option("--concurrency <n>", "requests under way at a time (default: no limit)", integer(1, 65535), Infinity)
-    .option("--input-length <n>", "tokens of a prompt, or least-most", lengthRange, [512, 512])
-    .option("--output-length <n>", "tokens of an answer, or least-most", lengthRange, [128, 128])
+    .addOption(worded("--duration <seconds>", "send no more after this time", positive, Infinity, "no limit"))
+    .addOption(worded("--concurrency <n>", "requests under way at a time", integer(1, 65535), Infinity, "no limit"))
+    .addOption(worded("--input-length <n>", "tokens of a prompt, or least-most", lengthRange, [512, 512], "512"))
+    .addOption(worded("--output-length <n>", "tokens of an answer, or least-most", lengthRange, [128, 128], "128"))
     .option("--vocabulary-size <n>", "prompts have token ids below this", integer(1), 10000)
     .option("--seed <n>", "of arrivals, lengths and prompts", integer(0), 0)
-    .option("--extra-body <json>", "fields to add to every request", jsonObject, {})
+    .addOption(worded("--extra-body <json>", "fields to add to every request", jsonObject, {}, "none"))
     .addOption(jsonFlag())
     .addOption(plotFlag())
     .action(online);
+}
+
+function serverAddress(text: string): string {
+  try {
+    return baseUrl(text);
+  } catch {
+    throw new InvalidArgumentError("It must be an address such as http://127.0.0.1:1919.");
+  }
 }
 
 /** Reads "128" or "100-1024". */
@@ -135,7 +144,7 @@ function readTrace(path: string): string {
 }
 
 async function findTarget(flags: OnlineFlags): Promise<Target> {
-  const url = baseUrl(flags.url);
+  const { url } = flags;
   const apiKey = flags.apiKey ?? process.env.OPENAI_API_KEY ?? null;
   try {
     const model = flags.model ?? (await firstModel({ url, apiKey }));

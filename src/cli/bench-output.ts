@@ -3,6 +3,7 @@ import { closeSync, openSync, writeFileSync } from "node:fs";
 import { Option } from "commander";
 import { plotsSvg } from "../bench/plot.ts";
 import { formatReport, passes, type Report, reportJson } from "../bench/report.ts";
+import { UserError } from "./errors.ts";
 
 export interface OutputFlags {
   json?: string;
@@ -14,7 +15,16 @@ export const plotFlag = () => new Option("--plot <file>", "also draw them as SVG
 
 /** Finds out before a long run whether its figures can be written. */
 export function checkOutputs({ json, plot }: OutputFlags): void {
-  for (const path of [json, plot]) if (path !== undefined) closeSync(openSync(path, "a"));
+  for (const path of [json, plot]) if (path !== undefined) checkWritable(path, "the figures");
+}
+
+/** @throws UserError unless a file can be written there */
+export function checkWritable(path: string, what: string): void {
+  try {
+    closeSync(openSync(path, "a"));
+  } catch (error) {
+    throw new UserError(`cannot write ${what}: ${(error as Error).message}`);
+  }
 }
 
 /** Prints the report; a target that is missed makes the exit code 1. */

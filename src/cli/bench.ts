@@ -16,7 +16,7 @@ import type { SpawnWorker } from "../runtime/types.ts";
 import { serve as listen } from "../server/server.ts";
 import { addOnline } from "./bench-online.ts";
 import { checkOutputs, jsonFlag, type OutputFlags, plotFlag, print, thisProgram } from "./bench-output.ts";
-import { type EngineFlags, engineFlags, toRuntimeOptions } from "./options.ts";
+import { type EngineFlags, engineFlags, toRuntimeOptions, worded } from "./options.ts";
 import { startRuntime } from "./runtime.ts";
 import { integer, integers, number } from "./values.ts";
 
@@ -72,7 +72,7 @@ function addOffline(bench: Command, spawn: SpawnWorker): void {
 function addLatency(bench: Command, spawn: SpawnWorker): void {
   benchmark(bench, "latency", "time per decode step at a fixed context")
     .addOption(plotFlag())
-    .option("--batch <n,...>", "sequences that decode together", integers(1, 65536), [1, 8])
+    .addOption(worded("--batch <n,...>", "sequences that decode together", integers(1, 65536), [1, 8], "1,8"))
     .option("--context <tokens>", "context in the middle of the measurement", integer(1), 1024)
     .option("--tokens <n>", "tokens that each sequence generates", integer(2), 128)
     .option("--repeats <n>", "runs of which the median is taken", integer(1, 1000), 3)

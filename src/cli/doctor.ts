@@ -6,6 +6,7 @@ import { examine, type Finding, formatFinding } from "../doctor/doctor.ts";
 import { formatHost, inspectHost } from "../doctor/host.ts";
 import { type DeviceKind, openDevice } from "../native/open-device.ts";
 import { openPortable } from "../native/portable.ts";
+import { checkWritable } from "./bench-output.ts";
 import { UserError } from "./errors.ts";
 import { choice, integer } from "./values.ts";
 
@@ -31,6 +32,7 @@ export function addDoctor(program: Command): void {
 }
 
 function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {
+  if (json !== undefined) checkWritable(json, "the report");
   const { version } = packageJson;
   const host = inspectHost();
   process.stdout.write(`minisgl ${version}\n${formatHost(host)}\n`);

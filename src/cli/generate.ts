@@ -82,13 +82,9 @@ export async function generate(
  * or {"tokens": [...]}. Throws a UserError that names the line.
  */
 export function readPrompts(path: string, chat: boolean): Prompt[] {
-  let content: string;
-  try {
-    content = readFileSync(path, "utf8");
-  } catch (error) {
-    throw new UserError(`cannot read the prompts: ${describe(error)}`);
-  }
-  const lines = content.split(/\r?\n/).map((line, index) => ({ line, index }));
+  const lines = readText(path)
+    .split(/\r?\n/)
+    .map((line, index) => ({ line, index }));
   const filled = lines.filter(({ line }) => line.trim() !== "");
   if (filled.length === 0) throw new UserError(`${path} holds no prompts`);
   if (!/\.jsonl?$/.test(path)) return filled.map(({ line }) => toPrompt(line, chat));
@@ -101,6 +97,21 @@ export function readPrompts(path: string, chat: boolean): Prompt[] {
     }
     return prompt;
   });
+}
+
+/** A text in UTF-8, less the byte order mark that editors put before it. */
+function readText(path: string): string {
+  let bytes: Uint8Array;
+  try {
+    bytes = readFileSync(path);
+  } catch (error) {
+    throw new UserError(`cannot read the prompts: ${describe(error)}`);
+  }
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new UserError(`${path} is not a text in UTF-8`);
+  }
 }
 
 function parseRecord(line: string, chat: boolean): Prompt | null {

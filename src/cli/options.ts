@@ -68,6 +68,11 @@ export function option(group: string, flags: string, description: string, extra:
   });
 }
 
+/** An option whose default would not tell in help what it means, or how it is written. */
+export function worded<T>(flags: string, description: string, parse: (text: string) => T, value: T, words: string) {
+  return new Option(flags, description).argParser<T>(parse).default(value, words);
+}
+
 export interface EngineFlags {
   model?: string;
   modelSource: "huggingface";

@@ -5,7 +5,8 @@ import type { ModelConfig } from "../checkpoint/types.ts";
 import { algorithmFile, mergeTable, type Product, readTable, tuneProduct, writeTable } from "../native/algorithms.ts";
 import { openDevice } from "../native/open-device.ts";
 import { DType } from "../native/tensor.ts";
-import { UserError } from "./errors.ts";
+import { worded } from "./options.ts";
+import { integers } from "./values.ts";
 
 /** Steps of decode and of prefill; a line stands for the numbers between it and the half of it as well. */
 const TOKENS = [16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
@@ -22,18 +23,11 @@ export function addTune(program: Command): void {
     .command("tune")
     .description("find the fastest algorithms for a model's matrix products on this GPU, and keep them on disk")
     .requiredOption("--model <name>", "folder, .gguf file or cached repository; config.json suffices")
-    .option("--tokens <n,...>", "numbers of tokens in a step", tokenCounts, TOKENS)
+    .addOption(
+      worded("--tokens <n,...>", "numbers of tokens in a step", integers(1, 1 << 17), TOKENS, TOKENS.join(",")),
+    )
     .option("--output <file>", "keep them in this file instead of the cache folder, where every start finds them")
     .action(tune);
-}
-
-function tokenCounts(text: string): number[] {
-  return text.split(",").map((word) => {
-    const count = Number(word);
-    if (!Number.isInteger(count) || count < 1 || count > 1 << 17)
-      throw new UserError(`--tokens: '${word}' is no number of tokens`);
-    return count;
-  });
 }
 
 async function tune({ model, tokens, output }: TuneFlags): Promise<void> {

@@ -19,7 +19,7 @@ beforeEach(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true }));
 
-function file(name: string, content: string): string {
+function file(name: string, content: string | Uint8Array): string {
   const path = join(folder, name);
   writeFileSync(path, content);
   return path;
@@ -51,6 +51,11 @@ describe("prompts of a file", () => {
       expect(() => readPrompts(file("c.jsonl", `"fine"\n\n${line}\n`), false)).toThrow(/c\.jsonl:3: expected/);
     },
   );
+
+  test("are UTF-8, with a byte order mark or without", () => {
+    expect(readPrompts(file("e.jsonl", '\ufeff"ö"'), false)).toEqual([{ text: "ö" }]);
+    expect(() => readPrompts(file("f.txt", Uint8Array.of(0xff, 0xfe)), false)).toThrow("f.txt is not a text in UTF-8");
+  });
 
   test("that is missing or empty is an error of the user", () => {
     expect(() => readPrompts(join(folder, "none.txt"), false)).toThrow(UserError);

@@ -178,6 +178,10 @@ describe("what is wrong is said in one line", () => {
     [["--model", "m", "--attn", "fa,fi,fa"], "two as prefill,decode"],
     [["generate", "--model", "m", "--prompts", "f", "text"], "give a prompt or --prompts, not both"],
     [["bench", "latency", "--model", "m", "--batch", "1,x"], "It must be an integer from 1 to 65536."],
+    [["bench", "online", "--url", "no address"], "It must be an address such as http://127.0.0.1:1919."],
+    [["bench", "host", "--json", "/no/such/folder/file"], "cannot write the figures: ENOENT"],
+    [["doctor", "--json", "/no/such/folder/file"], "cannot write the report: ENOENT"],
+    [["tune", "--model", "m", "--tokens", "16,x"], "It must be an integer from 1 to 131072."],
   ])("%j", async (args, message) => {
     const text = await refusal(...args);
     expect(text).toContain(message);
@@ -224,6 +228,15 @@ describe("help", () => {
     expect(text).toContain("--tp, --tp-size, --tensor-parallel-size <n>");
     expect(text).toMatch(/--port <number>.*default: 1919/);
     for (const group of ["Model:", "Device:", "Memory and scheduling:", "Server:"]) expect(text).toContain(group);
+  });
+
+  test("tells defaults in the words of the command line", () => {
+    expect(help("bench", "online")).toMatch(
+      /--rate <n>.*\(default: all at once\)\s[\s\S]*--input-length <n>.*default: 512\)/,
+    );
+    for (const path of [["bench", "online"], ["bench", "latency"], ["tune"]]) {
+      expect(help(...path)).not.toMatch(/default: (null|[[{])/);
+    }
   });
 
   test("of the program shows the commands and the options of the default one", () => {
