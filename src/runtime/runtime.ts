@@ -168,10 +168,10 @@ export class Runtime implements RuntimeInterface {
   private admit(size: number): void {
     const { maxQueuedRequests, maxQueuedPromptBytes } = this.options;
     if (this.live >= this.info.maxRunningRequests + maxQueuedRequests) {
-      throw new QueueFull(`${maxQueuedRequests} requests wait already`);
+      throw new QueueFull(`the queue is full: ${maxQueuedRequests} waiting`);
     }
     if (this.waitingBytes > 0 && this.waitingBytes + size > maxQueuedPromptBytes) {
-      throw new QueueFull(`prompts of ${this.waitingBytes} bytes wait already`);
+      throw new QueueFull(`the queue is full: prompts of ${this.waitingBytes} bytes are waiting`);
     }
     this.live++;
     this.waitingBytes += size;
