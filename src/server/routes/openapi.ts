@@ -1,10 +1,10 @@
 /** /openapi.json, and /docs to browse it: Swagger UI out of this executable, with nothing from another host. */
-import { createHash } from "node:crypto";
 import type { Hono } from "hono";
 import style from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import bundle from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import type { ServerContext } from "../context.ts";
 import { openApiDocument } from "../openapi/document.ts";
+import { hashOf, pageHeaders } from "../page-headers.ts";
 import type { Environment } from "../server.ts";
 
 const script = `SwaggerUIBundle({ url: "openapi.json", dom_id: "#docs", deepLinking: true, validatorUrl: null })`;
@@ -23,23 +23,12 @@ const page = `<!doctype html>
 </html>
 `;
 
-const headers = {
-  "content-type": "text/html; charset=utf-8",
-  "content-security-policy": [
-    "default-src 'none'",
-    `script-src 'self' 'sha256-${createHash("sha256").update(script).digest("base64")}'`,
-    // Swagger UI writes style attributes.
-    "style-src 'self' 'unsafe-inline'",
-    "connect-src 'self'",
-    "img-src 'self' data:",
-    "base-uri 'none'",
-    "form-action 'none'",
-    "frame-ancestors 'none'",
-  ].join("; "),
-  "x-content-type-options": "nosniff",
-  "referrer-policy": "no-referrer",
-  "cache-control": "no-cache",
-};
+const headers = pageHeaders({
+  script: `'self' ${hashOf(script)}`,
+  // Swagger UI writes style attributes.
+  style: "'self' 'unsafe-inline'",
+  image: "'self' data:",
+});
 
 export function openApiRoutes(app: Hono<Environment>, context: ServerContext): void {
   let json: string | undefined;
