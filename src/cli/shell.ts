@@ -75,6 +75,7 @@ export class Conversation {
   private async stream(answer: ChatMessage, signal: AbortSignal): Promise<void> {
     const begin = performance.now();
     let first = 0;
+    let cut = false;
     const prompt = this.runtime.hasChatTemplate
       ? { messages: this.messages }
       : { text: this.messages.map((message) => message.content).join("\n") };
@@ -83,8 +84,10 @@ export class Conversation {
       if (first === 0) first = performance.now();
       answer.content += event.text;
       this.write(event.text);
+      cut = event.finishReason === "length";
     }
     this.write(answer.content.endsWith("\n") ? "" : "\n");
+    if (cut) this.write("[The answer ends at its limit of tokens.]\n");
     this.statistics = describeSpeed(generation, begin, first, performance.now());
     if (this.flags.stats) this.write(`[${this.statistics}]\n`);
   }

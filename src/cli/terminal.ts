@@ -120,7 +120,11 @@ export class Terminal {
       if (line.trim() !== "") this.remember(line);
       this.deliver(line.replaceAll(NEWLINE, "\n"));
     });
-    this.editor.on("close", () => this.deliver(null));
+    this.editor.on("close", () => {
+      // Ctrl-D leaves the cursor behind the prompt.
+      if (this.waiter !== null) process.stdout.write("\n");
+      this.deliver(null);
+    });
     this.editor.on("SIGINT", () => this.interrupt());
     // Ctrl-Z does nothing: after a stop and `fg` the line editor would not get the terminal back.
     this.editor.on("SIGTSTP", () => {});

@@ -238,6 +238,12 @@ describe("a conversation", () => {
     expect(output).toMatch(/\n\[\d+ prompt tokens \(0 cached\), 3 tokens at [\d.]+ a second, .*\]\n$/);
   });
 
+  test("tells when an answer was cut", async () => {
+    runtime.script = () => ({ ...hello, finishReason: "length" });
+    await start().handle("one", never);
+    expect(output).toBe("Hello wörld\n[The answer ends at its limit of tokens.]\n");
+  });
+
   test("joins messages where there is no chat template", async () => {
     runtime.hasChatTemplate = false;
     const conversation = start();
