@@ -65,7 +65,9 @@ export function createServer(runtime: RuntimeHolder, options: ServerOptions = {}
   adminRoutes(app, context);
   playgroundRoutes(app);
   openApiRoutes(app, context);
-  app.notFound((c) => errorResponse(c, unknownRoute(app, c.req.method, c.req.path)));
+  app.notFound((c) => {
+    throw unknownRoute(app, c.req.method, c.req.path);
+  });
   app.onError((error, c) => errorResponse(c, error));
   return { app, context };
 }

@@ -186,6 +186,7 @@ describe("the log of requests", () => {
       ["debug", "/health", 200],
     ]);
     expect(lines[0].fields.error).toContain("empty");
+    expect(lines[1].fields.error).toBe("there is no /nowhere here");
   });
 
   test("tells of clients that left", async () => {
