@@ -3,11 +3,15 @@ import type { EngineInfo } from "../message/types.ts";
 import { Runtime } from "../runtime/runtime.ts";
 import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
 import { fail } from "./errors.ts";
-import { formatBytes, Progress } from "./progress.ts";
+import { formatBytes, Progress, type ProgressOutput } from "./progress.ts";
 
 /** Loads a model with its progress shown. From then on, a thread that dies takes the process with it. */
-export async function startRuntime(options: RuntimeOptions, spawn: SpawnWorker): Promise<Runtime> {
-  const progress = new Progress();
+export async function startRuntime(
+  options: RuntimeOptions,
+  spawn: SpawnWorker,
+  output?: ProgressOutput,
+): Promise<Runtime> {
+  const progress = new Progress(output);
   try {
     const runtime = await Runtime.start(options, spawn, progress.update);
     runtime.onFatal(fail);

@@ -22,7 +22,9 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   manager.notify(`STATUS=loading ${options.model}`);
   warnIfOpen(server, flags, log);
   endOnSignals(server, () => runtime, flags, manager, log);
-  const started = await startRuntime(options, spawn);
+  // A terminal gets a bar, what collects lines gets lines like all others.
+  const progress = process.stderr.isTTY ? process.stderr : { write: (line: string) => log("info", line.trimEnd()) };
+  const started = await startRuntime(options, spawn, progress);
   warnIfShortened(options, started, log);
   watch(started, flags.watchdogTimeout, manager);
   runtime = started;

@@ -136,7 +136,9 @@ describe("the log", () => {
     await Promise.all([first, complete("second")]);
     await server.post("/v1/chat/completions", { messages: [] }, { headers: { "x-request-id": "bad" } });
     server.process.kill("SIGTERM");
-    const lines = (await ended).stdout
+    const { stdout, stderr } = await ended;
+    expect(stderr).toBe("");
+    const lines = stdout
       .trimEnd()
       .split("\n")
       .map((line) => JSON.parse(line));
