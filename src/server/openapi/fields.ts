@@ -71,11 +71,8 @@ export const descriptions: Record<string, string> = {
   tokens: "Token ids, or an array of such.",
 };
 
-const seed = z
-  .number()
-  .min(-(2 ** 63))
-  .max(2 ** 63)
-  .meta({ type: "integer" });
+// Without bounds or a format that has them: the last of 64 bits is no number of JavaScript.
+const seed = z.number().meta({ type: "integer" });
 const stop = z.string().min(1).max(1024);
 
 /** Fields that zod brings into one form first, or checks with code, as they may come. */
