@@ -55,18 +55,18 @@ NULL_OBJECTS := $(patsubst cuda/null/%.cpp,$(BUILD)/null/%.o,$(wildcard cuda/nul
 
 $(BUILD)/cpu/%.o: cuda/cpu/%.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CPU_FLAGS) $(foreach isa,$(ISAS),-DMSGL_HAVE_$(isa)) -MMD -c $< -o $@
+	$(CXX) $(CPU_FLAGS) $(foreach isa,$(ISAS),-DMSGL_HAVE_$(isa)) -MMD -MP -c $< -o $@
 
 define simd_rule
 $(BUILD)/cpu/%.$(1).o: cuda/cpu/%.simd.cpp
 	@mkdir -p $$(@D)
-	$$(CXX) $$(CPU_FLAGS) $$(ISA_FLAGS_$(1)) -DMSGL_ISA=$(1) -DMSGL_ISA_$(1) -MMD -c $$< -o $$@
+	$$(CXX) $$(CPU_FLAGS) $$(ISA_FLAGS_$(1)) -DMSGL_ISA=$(1) -DMSGL_ISA_$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
 
 $(BUILD)/null/%.o: cuda/null/%.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CPU_FLAGS) -MMD -c $< -o $@
+	$(CXX) $(CPU_FLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/libminisgl-cpu.so: $(CPU_OBJECTS)
 	$(CXX) $(LINK_FLAGS) $^ -o $@

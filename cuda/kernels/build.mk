@@ -39,7 +39,7 @@ $(BUILD)/libminisgl.so: $(CUDA_OBJECTS) cuda/kernels/exports.map
 
 $(CUDA_OBJECT_DIR)/%.o: cuda/kernels/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS) -MD -MF $(@:.o=.d) -c $< -o $@
+	$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS) -MD -MP -MF $(@:.o=.d) -c $< -o $@
 
 $(FLASHINFER)/.unpacked:
 	@mkdir -p .downloads
@@ -52,12 +52,12 @@ define flashinfer_rules
 $(CUDA_OBJECT_DIR)/attention_fa2.$(1)-$(2).o: cuda/kernels/attention_fa2.cu | $(FLASHINFER)/.unpacked
 	@mkdir -p $$(@D)
 	$(NVCC) $(CUDA_FLAGS) $(FLASHINFER_FLAGS) $(CUDA_TARGETS) -DMINISGL_ELEMENT=$(1) -DMINISGL_HEAD_DIM=$(2) \
-		-MD -MF $$(@:.o=.d) -c $$< -o $$@
+		-MD -MP -MF $$(@:.o=.d) -c $$< -o $$@
 
 $(CUDA_OBJECT_DIR)/attention_sm90.$(1)-$(2).o: cuda/kernels/attention_sm90.cu | $(FLASHINFER)/.unpacked
 	@mkdir -p $$(@D)
 	$(NVCC) $(CUDA_FLAGS) $(FLASHINFER_FLAGS) -DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED $(call cuda_target,90a) \
-		-DMINISGL_ELEMENT=$(1) -DMINISGL_HEAD_DIM=$(2) -MD -MF $$(@:.o=.d) -c $$< -o $$@
+		-DMINISGL_ELEMENT=$(1) -DMINISGL_HEAD_DIM=$(2) -MD -MP -MF $$(@:.o=.d) -c $$< -o $$@
 endef
 $(foreach element,bf16 f16,$(foreach dim,64 128 256,$(eval $(call flashinfer_rules,$(element),$(dim)))))
 
