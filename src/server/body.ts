@@ -12,7 +12,10 @@ const maxDepth = 64;
  * @throws HttpError 413, InvalidRequest
  */
 export async function readObject(c: Context<Environment>, maxBytes: number): Promise<Record<string, unknown>> {
-  const text = decode(await readBytes(c.req.raw, maxBytes));
+  const bytes = await readBytes(c.req.raw, maxBytes);
+  const encoding = c.req.header("content-encoding") ?? "identity";
+  if (encoding !== "identity") throw new InvalidRequest(`bodies of content-encoding ${encoding} are not read here`);
+  const text = decode(bytes);
   c.env.untimed?.();
   if (deeperThan(text, maxDepth)) throw new InvalidRequest(`the body is nested deeper than ${maxDepth} levels`);
   let value: unknown;

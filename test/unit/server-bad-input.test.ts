@@ -118,6 +118,12 @@ describe("numbers", () => {
   });
 });
 
+test("a body that is compressed", async () => {
+  const init = { headers: { "content-encoding": "gzip" } };
+  const { status, message } = await refusal("/v1/completions", Bun.gzipSync('{"prompt":"a"}'), init);
+  expect([status, message]).toEqual([400, "bodies of content-encoding gzip are not read here"]);
+});
+
 test("more logprobs than memory should hold, of answers or of prompts", async () => {
   runtime.calls = [];
   const tokens = new Array(110_000).fill(1);
