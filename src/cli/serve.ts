@@ -18,7 +18,7 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   let runtime: Runtime | null = null;
   const server = openPort(() => runtime, serverOptions(options, flags, log), flags);
   const url = server.url.replace(/\/$/, "");
-  log("info", `loading ${options.model}, listening on ${flags.host}:${server.port}`);
+  log("info", `loading ${options.model}, listening on ${hostAndPort(flags.host, server.port)}`);
   manager.notify(`STATUS=loading ${options.model}`);
   warnIfOpen(server, flags, log);
   endOnSignals(server, () => runtime, flags, manager, log);
@@ -63,7 +63,7 @@ function openPort(runtime: () => Runtime | null, options: ServerOptions, flags: 
       throw new UserError(`port ${flags.port} of ${flags.host} is in use; choose another with --port`);
     }
     const reason = error instanceof Error ? error.message : String(error);
-    throw new UserError(`cannot listen on ${flags.host}:${flags.port}: ${reason}`);
+    throw new UserError(`cannot listen on ${hostAndPort(flags.host, flags.port)}: ${reason}`);
   }
 }
 
@@ -116,6 +116,8 @@ function endOnSignals(
     });
   }
 }
+
+const hostAndPort = (host: string, port: number) => `${host.includes(":") ? `[${host}]` : host}:${port}`;
 
 const count = (requests: number) => `${requests} request${requests === 1 ? "" : "s"}`;
 
