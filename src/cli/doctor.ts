@@ -4,7 +4,7 @@ import type { Command } from "commander";
 import packageJson from "../../package.json" with { type: "json" };
 import { examine, type Finding, formatFinding } from "../doctor/doctor.ts";
 import { formatHost, inspectHost } from "../doctor/host.ts";
-import { type DeviceKind, openDevice } from "../native/open-device.ts";
+import { type DeviceKind, openDevice, unpackLibraries } from "../native/open-device.ts";
 import { openPortable } from "../native/portable.ts";
 import { checkWritable } from "./bench-output.ts";
 import { UserError } from "./errors.ts";
@@ -15,6 +15,7 @@ interface DoctorFlags {
   threads: number;
   ops?: string[];
   json?: string;
+  unpack?: string;
 }
 
 /** Adds `doctor`. */
@@ -28,7 +29,8 @@ export function addDoctor(program: Command): void {
       text.split(","),
     )
     .option("--json <file>", "also write all of it to a file")
-    .action(runDoctor);
+    .option("--unpack <folder>", "only write the native libraries there, for tests and profilers")
+    .action((flags: DoctorFlags) => (flags.unpack === undefined ? runDoctor(flags) : unpackLibraries(flags.unpack)));
 }
 
 function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {

@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { loadAlgorithms } from "./algorithms.ts";
 import { Device } from "./device.ts";
 import { libraries } from "./libraries.generated.ts";
@@ -24,4 +25,13 @@ export function openDevice(kind: DeviceKind | "auto", threads: number): { device
 
 function gpuAnswers(): boolean {
   return libraries.cuda !== undefined && deviceCount(openLibrary(libraries.cuda)) > 0;
+}
+
+/** Writes the libraries within this executable to a folder, under the names that the Makefile gives them. */
+export async function unpackLibraries(folder: string): Promise<void> {
+  for (const [kind, path] of Object.entries(libraries)) {
+    if (path === undefined) continue;
+    const name = kind === "cuda" ? "libminisgl.so" : `libminisgl-${kind}.so`;
+    await Bun.write(join(folder, name), Bun.file(path));
+  }
 }

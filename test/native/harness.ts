@@ -3,12 +3,15 @@
  * the CPU's, with activations of the type that it computes in.
  */
 import { type Pointer, ptr } from "bun:ffi";
+import { dirname } from "node:path";
 import { Device } from "../../src/native/device.ts";
 import { openLibrary } from "../../src/native/library.ts";
 import { AttentionPlan, type ExpandedBatch, expand, type HeadShape } from "../../src/native/ops.ts";
 import { bytesOf, DType, Tensor } from "../../src/native/tensor.ts";
 
 export const libraryPath = process.env.MINISGL_TEST_LIBRARY ?? `${import.meta.dir}/../../build/libminisgl-cpu.so`;
+/** Where the other libraries lie. */
+export const libraryFolder = dirname(libraryPath);
 export const library = openLibrary(libraryPath);
 export const openDevice = (threads = 0, debugDelay = false) => new Device(library, 0, threads, debugDelay);
 

@@ -3,10 +3,10 @@ import { Device } from "../../src/native/device.ts";
 import { openLibrary } from "../../src/native/library.ts";
 import { sample } from "../../src/native/ops.ts";
 import { DType } from "../../src/native/tensor.ts";
-import { put } from "./harness.ts";
+import { libraryFolder, put } from "./harness.ts";
 
 test("the null library moves memory, makes up tokens and is always done", () => {
-  const device = new Device(openLibrary(`${import.meta.dir}/../../build/libminisgl-null.so`));
+  const device = new Device(openLibrary(`${libraryFolder}/libminisgl-null.so`));
   const { name, asynchronous } = device.properties();
   expect([name, asynchronous]).toEqual(["null", false]);
   const [count, vocabulary] = [64, 1000];
