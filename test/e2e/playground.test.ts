@@ -135,10 +135,11 @@ describe.skipIf(chromium === null)("over the executable", () => {
     await phone.click("#toggle-settings");
     await phone.until("document.querySelector('#api-key').getBoundingClientRect().width > 200");
     expect(await phone.evaluate<string[]>(tooWide)).toEqual([]);
-    await phone.click("#toggle-settings");
     await set(phone, "max_tokens", "4");
+    await phone.click("#toggle-settings");
     await say(phone, "Hello");
     await phone.until(`${idle} && document.querySelector('.assistant .figures')`);
+    expect(await phone.text(".assistant .figures")).toContain(" + 4 tokens");
     expect(await phone.evaluate<string>("getComputedStyle(document.body).backgroundColor")).toBe("rgb(20, 23, 28)");
   });
 
