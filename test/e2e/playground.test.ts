@@ -163,6 +163,9 @@ describe.skipIf(chromium === null)("where something is wrong", () => {
     await page.until("document.querySelector('.error')");
     expect(await page.text(".error")).toContain("this server wants an API key");
     expect(await page.evaluate<string>("document.activeElement.id")).toBe("api-key");
+    const asked = page.requests.length;
+    await Bun.sleep(1500);
+    expect(page.requests).toHaveLength(asked);
     await page.type("secret");
     await page.press("Tab");
     await page.until("document.querySelector('#state').textContent === 'ready'");
@@ -192,6 +195,19 @@ describe.skipIf(chromium === null)("where something is wrong", () => {
     expect(await page.text(".assistant strong")).toBe("end");
     expect(page.complaints).toEqual([]);
     await server.stop();
+  });
+
+  test("an answer that a lost connection cuts keeps what came, and says so", async () => {
+    const runtime = new FakeRuntime();
+    runtime.script = () => ({ ...hello, before: (index) => (index === 2 ? new Promise(() => {}) : undefined) });
+    const server = startServer(runtime);
+    const page = await browser.open(server.url);
+    await say(page, "hi");
+    await page.until("document.querySelector('.assistant .body')?.textContent === 'Hello'");
+    await server.stop();
+    await page.until("document.querySelector('.error')");
+    expect(await page.text(".error")).toBe("The connection was lost before the answer's end.");
+    expect(await page.text(".assistant .body")).toBe("Hello");
   });
 
   test("a refused field is told with the server's reason, and the next try is good", async () => {
