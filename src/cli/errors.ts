@@ -10,8 +10,17 @@ export function describe(error: unknown): string {
   return process.env.MINISGL_DEBUG === "1" && error.stack !== undefined ? `${line}\n${error.stack}` : line;
 }
 
+let report = (message: string): void => {
+  process.stderr.write(`minisgl: ${message}\n`);
+};
+
+/** What fail() tells goes there instead: for a log with a form of its own. */
+export function reportFailuresTo(write: (message: string) => void): void {
+  report = write;
+}
+
 /** Prints the error as `minisgl: ...` and ends the process with code 1. */
 export function fail(error: unknown): never {
-  process.stderr.write(`minisgl: ${describe(error)}\n`);
+  report(describe(error));
   process.exit(1);
 }

@@ -4,7 +4,7 @@ import type { Runtime } from "../runtime/runtime.ts";
 import type { RuntimeOptions, SpawnWorker } from "../runtime/types.ts";
 import { createLog, type Log } from "../server/log.ts";
 import { serve as listen, type RunningServer, type ServerOptions } from "../server/server.ts";
-import { fail, UserError } from "./errors.ts";
+import { fail, reportFailuresTo, UserError } from "./errors.ts";
 import { describeModel, startRuntime } from "./runtime.ts";
 import { readCertificate, readKeys, type ServerFlags } from "./server-options.ts";
 import { watch } from "./supervision.ts";
@@ -14,6 +14,7 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   const options = { ...engineOptions, maxQueuedRequests: flags.maxQueuedRequests };
   const manager = new ServiceManager();
   const log = createLog(flags.logLevel, flags.logFormat);
+  reportFailuresTo((message) => log("error", message));
   outliveReaders();
   let runtime: Runtime | null = null;
   const server = openPort(() => runtime, serverOptions(options, flags, log), flags);

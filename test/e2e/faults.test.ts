@@ -100,6 +100,20 @@ describe("a model file", () => {
   });
 });
 
+test("a log of JSON lines has the reason of the end as one of them", async () => {
+  const child = installation.spawn(
+    "serve",
+    "--model",
+    "/nowhere",
+    "--port",
+    String(freePort()),
+    "--log-format",
+    "json",
+  );
+  const { level, message } = JSON.parse(reasonOf(await installation.ended(child)));
+  expect([level, message]).toEqual(["error", expect.stringContaining("/nowhere")]);
+});
+
 describe("the folder that libraries are unpacked to", () => {
   const inFolder = (temporary: string) => {
     const command = [executable, "serve", "--model", model, "--port", "0"];
