@@ -144,6 +144,11 @@ export class Answer implements Generation, AsyncIterableIterator<GenerationEvent
     return Promise.resolve(END);
   }
 
+  get gatheredLogprobs(): number {
+    const [first] = this.logprobs;
+    return first === undefined ? 0 : this.logprobs.length * (1 + first.top.length);
+  }
+
   private get ended(): boolean {
     return this.finishReason !== null || this.failure !== null;
   }

@@ -115,6 +115,8 @@ export interface Generation extends AsyncIterable<GenerationEvent> {
   readonly promptLogprobs: readonly TokenLogprob[];
   /** When its first step was launched, in milliseconds of performance.now(), known as cachedTokens is; 0: never. */
   readonly startedAt: number;
+  /** Logprobs that wait for the consumer's next look, those of other probable tokens included. */
+  readonly gatheredLogprobs: number;
   abort(): void;
 }
 

@@ -26,6 +26,9 @@ class ChangedGeneration implements Generation {
   get startedAt(): number {
     return this.inner.startedAt;
   }
+  get gatheredLogprobs(): number {
+    return this.inner.gatheredLogprobs;
+  }
 
   abort(): void {
     this.inner.abort();

@@ -67,6 +67,7 @@ export class Choices {
   private readonly settled = Promise.withResolvers<RequestRecord>();
   private hasEnded = false;
   private timedOut = false;
+  private aborted = false;
   private heldLogprobs = 0;
   private timer: Timer | undefined;
 
@@ -94,6 +95,8 @@ export class Choices {
     choices.generations = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
     const { arrived } = choices;
     choices.timings = choices.generations.map(() => ({ arrived, firstEvent: 0, lastEvent: 0 }));
+    // What came while prompts were tokenized found no generations.
+    if (choices.aborted) choices.abort();
     if (failed === undefined) return choices;
     choices.abort();
     choices.end();
@@ -147,7 +150,13 @@ export class Choices {
     return usageOf(promptTokens, completionTokens, cachedTokens);
   }
 
+  /** More logprobs wait for a reader than a request may hold. */
+  get isOverfull(): boolean {
+    return this.generations.reduce((sum, { gatheredLogprobs }) => sum + gatheredLogprobs, 0) > maxLogprobs;
+  }
+
   abort(): void {
+    this.aborted = true;
     for (const generation of this.generations) generation.abort();
   }
 

@@ -56,7 +56,7 @@ export async function eventStream(
   return new ReadableStream({
     type: "direct",
     async pull(controller) {
-      const sink = new Sink(controller, stallTimeoutSeconds * 1000);
+      const sink = new Sink(controller, choices, stallTimeoutSeconds * 1000);
       try {
         await Promise.all(sources.map((source, choice) => forward(source, choice, choices, format, sink)));
         await sink.send(format.close() + done);
@@ -101,6 +101,7 @@ function fail(controller: ReadableStreamDirectController, error: unknown): void 
 class Sink {
   constructor(
     private readonly controller: ReadableStreamDirectController,
+    private readonly choices: Choices,
     private readonly patience: number,
   ) {}
 
@@ -113,14 +114,18 @@ class Sink {
   }
 
   private async drained(written: Promise<number>): Promise<void> {
+    const end = performance.now() + this.patience;
     let timer: Timer | undefined;
     const stalled = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new ReaderLost("the client reads nothing")), this.patience);
+      const look = () => {
+        if (performance.now() >= end || this.choices.isOverfull) reject(new ReaderLost("the client reads nothing"));
+      };
+      timer = setInterval(look, Math.min(this.patience, 500));
     });
     try {
       await Promise.race([written, stalled]);
     } finally {
-      clearTimeout(timer);
+      clearInterval(timer);
     }
   }
 }

@@ -322,6 +322,22 @@ describe("routes", () => {
     expect((await post(server, "/abort_request", {})).status).toBe(400);
   });
 
+  test("/abort_request ends a request whose prompt is being tokenized", async () => {
+    runtime.script = () => ({ ...hello, before: () => new Promise(() => {}) });
+    const tokenized = Promise.withResolvers<void>();
+    const { encode } = runtime;
+    runtime.encode = async (prompt) => {
+      await tokenized.promise;
+      return encode.call(runtime, prompt);
+    };
+    const asked = post(server, "/v1/completions", { prompt: "a", n: 2 });
+    while (server.context.active.size === 0) await Bun.sleep(1);
+    expect(await (await post(server, "/abort_request", { abort_all: true })).json()).toEqual({ aborted: 1 });
+    tokenized.resolve();
+    const answer = (await (await asked).json()) as { choices: { finish_reason: string }[] };
+    expect(answer.choices.map(({ finish_reason }) => finish_reason)).toEqual(["abort", "abort"]);
+  });
+
   test("/v1/loads has SGLang's shape", async () => {
     expect(await (await get("/v1/loads")).json()).toMatchObject({
       dp_rank_count: 1,

@@ -622,12 +622,16 @@ describe("errors and life cycle", () => {
     20_000,
   );
 
-  test("a reader that stalls is cut off, and memory stays bounded meanwhile", async () => {
-    const patient = startServer(runtime, { stallTimeoutSeconds: 0.3 });
+  test.each([
+    ["for long", 0.3, 0],
+    ["while many logprobs gather", 60, 2 ** 21 + 1],
+  ])("a reader that stalls %s is cut off, and memory stays bounded meanwhile", async (_, seconds, gatheredLogprobs) => {
+    const patient = startServer(runtime, { stallTimeoutSeconds: seconds });
     let produced = 0;
     runtime.script = () => ({
       pieces: Array.from({ length: 4000 }, () => "x".repeat(20_000)),
       finishReason: "stop",
+      gatheredLogprobs,
       before: (index) => {
         produced = index;
         return undefined;

@@ -18,6 +18,8 @@ export interface Script {
   finishReason: "stop" | "length";
   stopReason?: string | number;
   cachedTokens?: number;
+  /** Logprobs that wait for a reader, always. */
+  gatheredLogprobs?: number;
   /** The tokens of each event, where they are not the event's number. */
   tokens?: number[][];
   /** Waits for this before event `index`. */
@@ -56,6 +58,10 @@ class FakeGeneration implements Generation {
     private readonly parameters: GenerationParameters,
     private readonly maxTokens: number,
   ) {}
+
+  get gatheredLogprobs(): number {
+    return this.script.gatheredLogprobs ?? 0;
+  }
 
   private known: TokenLogprob[] | undefined;
 
