@@ -97,7 +97,8 @@ describe.skipIf(chromium === null)("over the executable", () => {
 
   test("Stop ends the answer on both sides and keeps what was said; the load shows it running", async () => {
     await page.evaluate("document.querySelector('#settings [name=max_tokens]').value = '2000'");
-    await page.evaluate("document.querySelector('#settings [name=temperature]').value = '1'");
+    // What was said becomes the likeliest to be said again: this does not end by itself.
+    await page.evaluate("document.querySelector('#settings [name=frequency_penalty]').value = '-2'");
     await say(page, "Write a very long story.");
     await page.until("document.querySelector('#metric-running').textContent === '1'");
     await page.until("Number(document.querySelector('#metric-throughput').textContent) > 0");
