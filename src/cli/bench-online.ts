@@ -1,12 +1,11 @@
 /** `minisgl bench online`: traffic to any server that speaks OpenAI's API. */
-import { readFileSync } from "node:fs";
 import { type Command, InvalidArgumentError } from "commander";
 import { type ArrivalPlan, type LengthRange, parseTrace, poissonArrivals } from "../bench/arrivals.ts";
 import { type OnlineRun, onlineReport, replay } from "../bench/online.ts";
 import { baseUrl, firstModel, type Target } from "../bench/online-client.ts";
 import { textPrompts, tokenPrompts } from "../bench/prompts.ts";
 import { checkOutputs, jsonFlag, type OutputFlags, plotFlag, print, thisProgram } from "./bench-output.ts";
-import { UserError } from "./errors.ts";
+import { readText, UserError } from "./errors.ts";
 import { worded } from "./options.ts";
 import { choice, integer, number } from "./values.ts";
 
@@ -120,7 +119,7 @@ function plan(flags: OnlineFlags): { plans: Iterable<ArrivalPlan>; requests: num
   const { trace, speed, rate, duration, concurrency, inputLength, outputLength, seed } = flags;
   const limit = concurrency === Infinity ? "" : `, at most ${concurrency} at a time`;
   if (trace !== undefined) {
-    const plans = parseTrace(readTrace(trace), speed).slice(0, flags.numRequests);
+    const plans = parseTrace(readText("the trace", trace), speed).slice(0, flags.numRequests);
     return { plans, requests: plans.length, description: `${plans.length} requests of ${trace}${limit}` };
   }
   const unbounded = duration === Infinity ? DEFAULT_REQUESTS : Infinity;
@@ -133,14 +132,6 @@ function plan(flags: OnlineFlags): { plans: Iterable<ArrivalPlan>; requests: num
   const lengths = `${showRange(inputLength)} tokens in, ${showRange(outputLength)} out`;
   const plans = poissonArrivals(rate, inputLength, outputLength, seed);
   return { plans, requests, description: `${number}, ${arrivals}${limit}, ${lengths}` };
-}
-
-function readTrace(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch (error) {
-    throw new UserError(`cannot read the trace ${path}: ${(error as Error).message}`);
-  }
 }
 
 async function findTarget(flags: OnlineFlags): Promise<Target> {

@@ -1,10 +1,9 @@
 /** The options of `serve` alone: where it listens, who may ask, how much, and what is told of it. */
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { readFileSync } from "node:fs";
 import type { Option } from "commander";
 import { LOG_LEVELS, type LogFormat, type LogLevel } from "../server/log.ts";
 import type { Certificate } from "../server/server.ts";
-import { UserError } from "./errors.ts";
+import { readText, UserError } from "./errors.ts";
 import { option } from "./options.ts";
 import { address, choice, integer, number, origins } from "./values.ts";
 
@@ -149,13 +148,5 @@ function attempt<T>(complaint: string, action: () => T): T {
     return action();
   } catch {
     throw new UserError(complaint);
-  }
-}
-
-function readText(name: string, file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (error) {
-    throw new UserError(`cannot read ${name} ${file}: ${(error as Error).message}`);
   }
 }

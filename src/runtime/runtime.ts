@@ -1,7 +1,7 @@
 import { openCheckpoint } from "../checkpoint/open.ts";
 import type { Checkpoint, GenerationDefaults } from "../checkpoint/types.ts";
 import type { TokenInput } from "../message/ring.ts";
-import type { EngineInfo, FinishCode, LogprobRows, ScoredOutput } from "../message/types.ts";
+import type { EngineInfo, ScoredOutput } from "../message/types.ts";
 import { IncrementalDetokenizer, TokenTable } from "../tokenizer/detokenizer.ts";
 import { StopMatcher } from "../tokenizer/stop.ts";
 import { Answer } from "./answer.ts";
@@ -50,10 +50,11 @@ export class Runtime implements RuntimeInterface {
     onProgress: OnProgress,
   ) {
     const die = (error: Error): void => this.die(error);
-    const accept: TokenInput = (...record) => this.accept(...record);
+    const accept: TokenInput = (uid, token, finish, cachedTokens, waited) =>
+      this.touch(uid)?.accept(token, finish, cachedTokens, waited);
     const acceptScored = (output: ScoredOutput): void => {
       const { uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs } = output;
-      this.accept(uid, token, finish, cachedTokens, waited, logprobs, promptLogprobs);
+      this.touch(uid)?.accept(token, finish, cachedTokens, waited, logprobs, promptLogprobs);
     };
     const drained = (): void => this.wakeTouched();
     this.scheduler = new SchedulerClient(spawn, options, accept, acceptScored, drained, onProgress, die);
@@ -244,22 +245,13 @@ export class Runtime implements RuntimeInterface {
     return this.lastUid;
   }
 
-  /** What a step gave a request. Records of answers that have ended here come a little longer, and are dropped. */
-  private accept(
-    uid: number,
-    token: number,
-    finish: FinishCode,
-    cachedTokens: number,
-    waited: number,
-    logprobs: LogprobRows | null = null,
-    promptLogprobs: LogprobRows | null = null,
-  ): void {
+  /** The answer that a record is for, to be woken at the drain's end; none if it has ended here: such records come a little longer. */
+  private touch(uid: number): Answer | undefined {
     const answer = this.answers.get(uid);
-    if (answer === undefined) return;
-    answer.accept(token, finish, cachedTokens, waited, logprobs, promptLogprobs);
-    if (answer.touched) return;
+    if (answer === undefined || answer.touched) return answer;
     answer.touched = true;
     this.touched.push(answer);
+    return answer;
   }
 
   private wakeTouched(): void {

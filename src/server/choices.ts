@@ -95,10 +95,9 @@ export class Choices {
     choices.generations = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
     const { arrived } = choices;
     choices.timings = choices.generations.map(() => ({ arrived, firstEvent: 0, lastEvent: 0 }));
-    // What came while prompts were tokenized found no generations.
-    if (choices.aborted) choices.abort();
+    // An abort that came while prompts were tokenized found no generations.
+    if (choices.aborted || failed !== undefined) choices.abort();
     if (failed === undefined) return choices;
-    choices.abort();
     choices.end();
     throw failed.reason;
   }

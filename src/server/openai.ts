@@ -11,7 +11,7 @@ import {
 import { type Answer, Choices, type Usage, usageOf } from "./choices.ts";
 import type { ServerContext } from "./context.ts";
 import { eventStream, type StreamFormat, streamHeaders } from "./event-stream.ts";
-import { promptLogprobs, TokenWriter } from "./logprobs.ts";
+import { promptLogprobs, type TokenWriter } from "./logprobs.ts";
 import { generationParameters } from "./parameters.ts";
 import type { OpenAIFields } from "./schemas.ts";
 import type { Environment } from "./server.ts";
@@ -22,6 +22,8 @@ export interface Dialect {
   readonly object: string;
   readonly chunkObject: string;
   readonly defaultMaxTokens: number | null;
+  /** Writes the tokens of logprobs. */
+  readonly writer: TokenWriter;
   /** The fields of a choice of a complete answer that carry its text. */
   choice(answer: Answer, generation: Generation, index: number): object;
   /** The fields of a streamed choice that carry text. */
@@ -77,7 +79,7 @@ export async function answer(
     const stream = await eventStream(choices, format, context.options.stallTimeoutSeconds);
     return c.body(stream, 200, streamHeaders);
   }
-  return c.json(complete(await choices.collect(), choices, request, runtime, created, model));
+  return c.json(complete(await choices.collect(), choices, request, created, model));
 }
 
 /** The body of a complete answer. */
@@ -85,15 +87,13 @@ function complete(
   answers: readonly Answer[],
   choices: Choices,
   { body, dialect, logprobs }: OpenAIRequest,
-  runtime: RuntimeInterface,
   created: number,
   model: string,
 ): object {
-  const writer = new TokenWriter(runtime, body.return_tokens_as_token_ids);
   const ofPrompt = (generation: Generation) => ({
     ...(body.return_token_ids === true && { prompt_token_ids: Array.from(generation.promptTokens) }),
     ...(body.prompt_logprobs !== undefined && {
-      prompt_logprobs: promptLogprobs(writer, generation.promptLogprobs, body.prompt_logprobs),
+      prompt_logprobs: promptLogprobs(dialect.writer, generation.promptLogprobs, body.prompt_logprobs),
     }),
   });
   return {

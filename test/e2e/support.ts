@@ -151,9 +151,9 @@ export class TestServer {
   }
 
   /** Resident memory in bytes once nothing has run for so long that garbage is collected. */
-  async memoryAtRest(): Promise<number> {
+  async memoryAtRest(seconds = 3): Promise<number> {
     let least = Number.POSITIVE_INFINITY;
-    for (let look = 0; look < 6; look++) {
+    for (let look = 0; look < 2 * seconds; look++) {
       await Bun.sleep(500);
       least = Math.min(least, this.memory());
     }

@@ -1,6 +1,7 @@
 /** A model folder for the soak: the weights of a fixture of test/parity, with a tokenizer and a chat template. */
 import { cpSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { byteAlphabet, specialToken } from "../unit/support/runtime-fixture.ts";
 
 const fixture = resolve(import.meta.dir, "../parity/fixtures/qwen3");
 const vocabularySize = 113;
@@ -9,34 +10,20 @@ const vocabularySize = 113;
 const bytes = [...Array.from({ length: 95 }, (_, index) => 32 + index), 10, 195, 226, 240];
 for (let byte = 128; 3 + bytes.length < vocabularySize; byte++) bytes.push(byte);
 
-/** How byte-level BPE writes a byte: itself where it is printable Latin-1, else a letter from U+0100 on. */
-function byteCharacter(byte: number): string {
-  const isPrintable = (code: number) => (code >= 33 && code <= 126) || (code >= 161 && code !== 173);
-  if (isPrintable(byte)) return String.fromCharCode(byte);
-  return String.fromCharCode(
-    256 + Array.from({ length: byte }, (_, code) => code).filter((c) => !isPrintable(c)).length,
-  );
-}
-
 /** Makes the folder at `path`: its text is ASCII and line feeds, a token a character. */
 export function writeModel(path: string): void {
   cpSync(fixture, path, { recursive: true });
   const specials = ["<pad>", "<bos>", "<eos>"];
-  const vocab = Object.fromEntries([...specials, ...bytes.map(byteCharacter)].map((token, id) => [token, id]));
+  const alphabet = byteAlphabet();
+  const vocab = Object.fromEntries(
+    [...specials, ...bytes.map((byte) => alphabet[byte])].map((token, id) => [token, id]),
+  );
   const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: false, use_regex: true };
   const tokenizer = {
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: specials.map((content, id) => ({
-      id,
-      content,
-      single_word: false,
-      lstrip: false,
-      rstrip: false,
-      normalized: false,
-      special: true,
-    })),
+    added_tokens: specials.map((content, id) => specialToken(id, content)),
     normalizer: null,
     pre_tokenizer: byteLevel,
     post_processor: null,

@@ -56,12 +56,7 @@ const handlesOf = (pid: number) => readdirSync(`/proc/${pid}/fd`).length;
 /** Waits until nothing runs, then for garbage to be collected, which happens when nothing runs. */
 async function look(server: TestServer, seconds: number): Promise<Look> {
   await server.untilIdle(20);
-  let memory = server.memory();
-  for (let wait = 0; wait < seconds; wait++) {
-    await Bun.sleep(1000);
-    memory = Math.min(memory, server.memory());
-  }
-  return { memory, handles: handlesOf(server.process.pid) };
+  return { memory: await server.memoryAtRest(seconds), handles: handlesOf(server.process.pid) };
 }
 
 /** Sends the requests of all checkpoints. The first complaints end it. */

@@ -4,11 +4,17 @@ import { HttpError } from "../errors.ts";
 import type { Environment } from "../server.ts";
 
 /** Routes that need no key: a load balancer has none. */
-export const openPaths: ReadonlySet<string> = new Set(["/", "/health"]);
+const openPaths: ReadonlySet<string> = new Set(["/", "/health"]);
 /** Routes that change what the server does, for all its users. */
-export const adminPaths: ReadonlySet<string> = new Set(["/flush_cache", "/abort_request"]);
+const adminPaths: ReadonlySet<string> = new Set(["/flush_cache", "/abort_request"]);
 /** Pages that browsers open by address: all that one can send there is the password that it asks for. */
 const browsed = /^\/(docs(\/.*)?|openapi\.json)$/;
+
+/** Which keys a route wants: a user's, an admin's, or none. */
+export function keyWanted(path: string, protectMetrics: boolean): "user" | "admin" | null {
+  if (adminPaths.has(path)) return "admin";
+  return openPaths.has(path) || (path === "/metrics" && !protectMetrics) ? null : "user";
+}
 
 const digest = (key: string): Buffer => createHash("sha256").update(key).digest();
 
@@ -24,11 +30,13 @@ export function apiKey(
   const users = keys.map(digest);
   const admins = adminKeys.length > 0 ? adminKeys.map(digest) : users;
   return async (c, next) => {
-    const known = adminPaths.has(c.req.path) ? admins : users;
     const { path } = c.req;
-    if (known.length === 0 || openPaths.has(path) || (path === "/metrics" && !protectMetrics)) return next();
-    const scheme = browsed.test(path) ? 'Basic realm="API key as password", charset="UTF-8"' : "Bearer";
-    const given = keyOf(c.req.header("authorization") ?? "", browsed.test(path));
+    const wanted = keyWanted(path, protectMetrics);
+    const known = wanted === "admin" ? admins : users;
+    if (wanted === null || known.length === 0) return next();
+    const asPassword = browsed.test(path);
+    const scheme = asPassword ? 'Basic realm="API key as password", charset="UTF-8"' : "Bearer";
+    const given = keyOf(c.req.header("authorization") ?? "", asPassword);
     if (given === undefined) {
       throw unauthorized("this server wants an API key: send it as Authorization: Bearer <key>", scheme);
     }

@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import type { ServerContext } from "../context.ts";
-import { adminPaths, openPaths } from "../middleware/api-key.ts";
+import { keyWanted } from "../middleware/api-key.ts";
 import { version } from "../routes/health.ts";
 import { descriptions, formsAccepted } from "./fields.ts";
 import { type ErrorStatus, errors, type Operation, operations, requestSchemas, responseSchemas } from "./operations.ts";
@@ -18,9 +18,9 @@ export function openApiDocument({ options }: Pick<ServerContext, "options">): ob
   const keys = options.apiKeys.length > 0;
   const adminKeys = options.adminKeys.length > 0;
   const security = ({ path }: Operation): object[] => {
-    if (adminKeys && adminPaths.has(path)) return [{ AdminKey: [] }];
-    const open = openPaths.has(path) || (path === "/metrics" && !options.protectMetrics);
-    return keys && !open ? [{ ApiKey: [] }] : [];
+    const wanted = keyWanted(path, options.protectMetrics);
+    if (wanted === "admin" && adminKeys) return [{ AdminKey: [] }];
+    return wanted !== null && keys ? [{ ApiKey: [] }] : [];
   };
   const bearer = (description: string) => ({ type: "http", scheme: "bearer", description });
   return {

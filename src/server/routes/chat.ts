@@ -46,7 +46,7 @@ class ChatDialect implements Dialect {
   readonly defaultMaxTokens = null;
   readonly opening = '"delta":{"role":"assistant","content":""}';
   readonly promptOn = "response";
-  private readonly writer: TokenWriter;
+  readonly writer: TokenWriter;
   /** By choice; null where answers are not parted. */
   private readonly splitters: ReasoningSplitter[] | null;
   private readonly tellsReasoning: boolean;

@@ -50,7 +50,7 @@ class CompletionDialect implements Dialect {
   readonly opening = null;
   readonly promptOn = "choice";
   private readonly n: number;
-  private readonly writer: TokenWriter;
+  readonly writer: TokenWriter;
   private readonly runs: LegacyLogprobs[] = [];
 
   /** @param echoes the prompts' texts, where they are to stand before the answers' */

@@ -77,30 +77,34 @@ export function writeByteModel(template = TEMPLATE): string {
   return folder;
 }
 
-/** Byte-level BPE without merges: token ids are bytes, in the order of the byte-level alphabet's code. */
-function byteTokenizer(): unknown {
-  const vocab: Record<string, number> = {};
+/** How byte-level BPE writes each byte: itself where it is printable Latin-1, else a letter from U+0100 on. */
+export function byteAlphabet(): string[] {
+  const printable = (byte: number) => (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
   let extra = 256;
-  for (let byte = 0; byte < 256; byte++) {
-    const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    vocab[String.fromCharCode(printable ? byte : extra++)] = byte;
-  }
-  const special = (id: number, content: string): unknown => ({
-    id,
-    content,
-    single_word: false,
-    lstrip: false,
-    rstrip: false,
-    normalized: false,
-    special: true,
-  });
+  return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : extra++));
+}
+
+/** A special token, as tokenizer.json has it. */
+export const specialToken = (id: number, content: string) => ({
+  id,
+  content,
+  single_word: false,
+  lstrip: false,
+  rstrip: false,
+  normalized: false,
+  special: true,
+});
+
+/** Byte-level BPE without merges: token ids are bytes. */
+function byteTokenizer(): unknown {
+  const vocab = Object.fromEntries(byteAlphabet().map((character, byte) => [character, byte]));
   const bos = { SpecialToken: { id: "<bos>", type_id: 0 } };
   const sequence = { Sequence: { id: "A", type_id: 0 } };
   return {
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: [special(BOS, "<bos>"), special(EOS, "<eos>")],
+    added_tokens: [specialToken(BOS, "<bos>"), specialToken(EOS, "<eos>")],
     normalizer: null,
     pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
     post_processor: {
