@@ -101,8 +101,8 @@ typedef struct msgl_logprob_row {
 /* Most alternatives that msgl_logprobs gives. */
 enum msgl_limits { MSGL_MAX_TOP_LOGPROBS = 20 };
 
-/* Bits of msgl_linear_tune's variant: out += ..., a bias, gate and up with their product. */
-enum msgl_linear_variant { MSGL_LINEAR_ADD = 1, MSGL_LINEAR_BIAS = 2, MSGL_LINEAR_GATED = 4 };
+/* Bits of msgl_linear_tune's variant: out += ..., gate and up with their product. */
+enum msgl_linear_variant { MSGL_LINEAR_ADD = 1, MSGL_LINEAR_GATED = 2 };
 
 /* Bits of msgl_sample's flags: what at least one row of the batch needs. */
 enum msgl_sample_flags { MSGL_SAMPLE_RANDOM = 1, MSGL_SAMPLE_FILTER = 2 };

@@ -83,12 +83,12 @@ struct msgl_device {
   int multiprocessors = 0;
   int capability = 0;         // 10 * major + minor
   int shared_per_block = 0;   // bytes of shared memory that a block may opt in to
-  bool dependent_launch = false;  // whether programmatic dependent launch exists (Hopper and later)
+  bool dependent_launch = false;  // kernels run as compiled for programmatic dependent launch (Hopper on)
   const void *stored_cache = nullptr;  // k_cache of the op before, if that was msgl_rotary_store; see DecodePlan::run
   bool capturing = false;         // between msgl_capture_begin and _end, where nothing may wait for the device
   bool weights_written = false;   // the op before may have written weights: the next kernel must not start early
   cudaStream_t stream = nullptr;
-  minisgl::DeviceBuffer sampling_scratch;  // msgl_sample: one packed maximum and one count a row, zero between ops
+  minisgl::DeviceBuffer sampling_scratch;  // of msgl_sample, then msgl_logprobs: maxima and counts are 0 between ops
   std::unique_ptr<minisgl::Linear> linear;
   std::unique_ptr<minisgl::Loader> loader;
   std::unordered_map<const void *, std::unique_ptr<minisgl::Owned>> owned;  // all that msgl_*_create and _alloc gave out
