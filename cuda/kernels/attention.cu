@@ -1,5 +1,6 @@
 /* attention.cu: plans, and the choice among the attention kernels; attention.h lists them. */
 #include "attention.h"
+#include "chain.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -167,10 +168,11 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
                                  s.page_size,      scale};
     if (!plan->has_kernels()) return enqueue_simple_attention(device, arguments, plan->dtype);
     const int rows = plan->decode_sequences;
+    const bool stored = device->stored_cache == k_cache;
     if (rows > 0) {
       arguments.sequences = arguments.tokens = rows;
       if (plan->decode != nullptr)
-        plan->decode->run(device, arguments, device->stored_cache == k_cache);
+        plan->decode->run(device, arguments, stored);
       else
         plan->flashinfer_decode->run(device, arguments);
     }
@@ -185,6 +187,6 @@ int32_t msgl_attention(msgl_device *device, void *out, const void *q, const void
       arguments.tokens = tokens - rows;
       plan->prefill->run(device, arguments);
     }
-    device->stored_cache = nullptr;
+    chain_continue(device, stored && plan->decode != nullptr && plan->sequences == rows);
   });
 }

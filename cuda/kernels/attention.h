@@ -23,7 +23,7 @@ namespace minisgl {
  * Splits the KV tiles of all sequences and KV heads evenly over a fixed grid:
  *   sequence 0: head 0: tile tile tile | head 1: tile tile tile | ...    sequence 1: ...
  *               '-- block 0 --'  '-- block 1 --' ...
- * A head's tiles that lie in several blocks are merged by the block that finishes last.
+ * A head's tiles that lie in several blocks are merged by the last of them.
  */
 class DecodePlan {
  public:
@@ -31,16 +31,21 @@ class DecodePlan {
   /* Whether there is a kernel for the shape, and the device has the shared memory for it. */
   static bool supports(const msgl_device *device, int heads, int kv_heads, int head_dim);
   void update(msgl_device *device, const int32_t *context_lengths, int sequences);
-  /* early: the op before was msgl_rotary_store into the same cache, so that K and V of earlier tokens lie there already
-   * when this kernel starts, and may be read before the wait. */
-  void run(msgl_device *device, const AttentionArguments &arguments, bool early) const;
+  /* stored: the op before was msgl_rotary_store into the same cache, so that K and V of earlier tokens lie there already
+   * when this kernel starts, and may be read before the wait (chain.h). */
+  void run(msgl_device *device, const AttentionArguments &arguments, bool stored);
 
  private:
+  static constexpr int most_blocks = 4;  // a multiprocessor
+  int grid(int sequences) const;         // blocks for so many sequences, all resident at once
+
   AttentionShape shape_;
   int32_t dtype_;
-  int grid_ = 0;
+  int multiprocessors_, blocks_ = 0;  // blocks that fit on a multiprocessor
   PinnedRing ring_;
-  DeviceBuffer starts_, partials_, counters_;
+  DeviceBuffer starts_, partials_;
+  std::vector<char> uploaded_;        // what starts_ holds
+  std::vector<const void *> read_;    // K caches read since the last copy to starts_
 };
 
 /* ---- any shape: attention_simple.cu ---- */

@@ -11,9 +11,11 @@
  */
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attention.h"
 #include "attention_merge.cuh"
+#include "chain.h"
 
 namespace minisgl {
 namespace {
@@ -29,16 +31,15 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
   const uint32_t ring = shared_address(shared) + warp * L::stages * L::stage_bytes;
   if (!a.early) dependency_wait();
   dependency_trigger();
-  const int4 *words = reinterpret_cast<const int4 *>(a.starts + blockIdx.x);
-  const int4 where = __ldcg(words), lengths = __ldcg(words + 1);
-  const Start start{where.x, where.y, where.z, where.w, lengths.x, lengths.y, {}};
-  const int end = __ldcg(&a.starts[blockIdx.x + 1].linear), total = __ldcg(&a.starts[gridDim.x].linear);
-  const int count = end - start.linear;
+  const int4 where = __ldcg(reinterpret_cast<const int4 *>(a.starts + blockIdx.x));
+  const Start start{where.x, where.y, where.z, where.w, __ldcg(&a.starts[blockIdx.x].head_block), {}};
+  const int count = start.count;
   if (count == 0) return;  // block 0 has work, and waits for the op before
 
   // The walk that loads runs `stages` tiles ahead of the one that computes.
-  Walk<L::tile> ahead;
-  ahead.begin(a, start);
+  Walk<L::tile> walk;
+  walk.begin(a, start);
+  Walk<L::tile> ahead = walk;
   int row_of_lane = token_row<HeadDim>(a, ahead, warp, lane), issued = 0;
   const auto issue = [&](int skip) {
     if (issued < count) {
@@ -50,36 +51,6 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
     }
     copy_commit();
   };
-  int prologue = 0;
-  if (a.early) {
-    // The last token's row is being written by the op before: it is left out here and copied after the wait.
-    const int last_tile = (ahead.context - 1) / L::tile, last_warp = (ahead.context - 1) % L::tile / L::rows;
-    const int last_row = (ahead.context - 1) % L::rows;
-    const int before_last = min(min(last_tile - start.tile + 1, count), L::stages);
-    int missing_stage = -1, missing_row = 0;
-    for (; prologue < before_last; prologue++) {
-      const bool has_last = start.tile + prologue == last_tile && warp == last_warp;
-      if (has_last) missing_stage = prologue, missing_row = __shfl_sync(~0u, row_of_lane, last_row);
-      issue(has_last ? last_row : -1);
-    }
-    dependency_wait();
-    if (missing_stage >= 0) {
-      const int64_t offset = (static_cast<int64_t>(missing_row) * a.kv_heads + start.head) * HeadDim;
-      const uint32_t stage = ring + missing_stage * L::stage_bytes;
-      for (int unit = lane; unit < L::units; unit += 32) {
-        const uint4 k = __ldcg(reinterpret_cast<const uint4 *>(static_cast<const T *>(a.k_cache) + offset) + unit);
-        const uint4 v = __ldcg(reinterpret_cast<const uint4 *>(static_cast<const T *>(a.v_cache) + offset) + unit);
-        store_shared(stage + L::k_offset(last_row, unit), k);
-        store_shared(stage + L::v_offset(last_row, unit), v);
-      }
-    }
-  }
-  for (; prologue < L::stages; prologue++) issue(-1);
-
-  Walk<L::tile> walk;
-  walk.begin(a, start);
-  State<HeadDim, Columns> state;
-  state.clear();
   uint4 q[Columns][HeadDim / 32];
   const auto load_query = [&] {
     const T *row = static_cast<const T *>(a.q) +
@@ -93,9 +64,38 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
           q[c][i] = __ldcg(reinterpret_cast<const uint4 *>(row + (c * 8 + g) * HeadDim) + 4 * i + t);
       }
   };
-  load_query();
-  int head_begin = start.linear;  // linear index of the first tile of this head that is this block's
-  int first_tile = start.tile;    // and which tile of the head it is
+  int prologue = 0;
+  if (a.early) {
+    // The last token's row is being written by the op before: it is left out here and copied after the wait.
+    const int last_tile = (walk.context - 1) / L::tile, last_warp = (walk.context - 1) % L::tile / L::rows;
+    const int last_row = (walk.context - 1) % L::rows;
+    const int before_last = min(min(last_tile - start.tile + 1, count), L::stages);
+    int missing_stage = -1, missing_row = 0;
+    for (; prologue < before_last; prologue++) {
+      const bool has_last = start.tile + prologue == last_tile && warp == last_warp;
+      if (has_last) missing_stage = prologue, missing_row = __shfl_sync(~0u, row_of_lane, last_row);
+      issue(has_last ? last_row : -1);
+    }
+    dependency_wait();
+    load_query();
+    if (missing_stage >= 0 && lane < L::units) {
+      const int64_t offset = (static_cast<int64_t>(missing_row) * a.kv_heads + start.head) * HeadDim;
+      const uint32_t stage = ring + missing_stage * L::stage_bytes;
+      const uint4 k = __ldcg(reinterpret_cast<const uint4 *>(static_cast<const T *>(a.k_cache) + offset) + lane);
+      const uint4 v = __ldcg(reinterpret_cast<const uint4 *>(static_cast<const T *>(a.v_cache) + offset) + lane);
+      store_shared(stage + L::k_offset(last_row, lane), k);
+      store_shared(stage + L::v_offset(last_row, lane), v);
+    }
+  } else {
+    load_query();
+  }
+  for (; prologue < L::stages; prologue++) issue(-1);
+
+  State<HeadDim, Columns> state;
+  state.clear();
+  const bool in_progress = start.tile > 0;  // the first head began in an earlier block
+  const bool is_last = in_progress && start.tile + count >= walk.tiles();  // of the blocks that share it
+  bool whole = !in_progress;  // the block has the head's first tile
   for (int i = 0; i < count; i++) {
     copy_wait<L::stages - 1>();
     __syncwarp();
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
       const Meeting<HeadDim> meeting{shared, statistics, i % L::stages};
       store_warp(state, meeting, a.group, warp, lane);
       __syncthreads();
-      finish_head<T, HeadDim>(a, walk, meeting, first_tile, head_begin, end, total);
+      merge_warps<T, HeadDim>(a, walk.sequence, walk.head, meeting, whole && head_ends, whole);
       __syncthreads();
       state.clear();
     }
@@ -116,11 +116,11 @@ __global__ void __launch_bounds__(warps * 32) decode_kernel(const Decode a) {
     if (i + 1 == count) break;
     walk.advance(a);
     if (head_ends) {
-      head_begin = start.linear + i + 1;
-      first_tile = 0;
+      whole = true;
       load_query();
     }
   }
+  if (is_last) merge_blocks<T, HeadDim>(a, start.sequence, start.head, start.head_block);
 }
 
 template <class T, int HeadDim, int Columns>
@@ -162,51 +162,66 @@ bool DecodePlan::supports(const msgl_device *device, int heads, int kv_heads, in
 }
 
 DecodePlan::DecodePlan(const msgl_device *device, const AttentionShape &shape, int32_t dtype)
-    : shape_(shape), dtype_(dtype), ring_(sizeof(Start) * (4 * device->multiprocessors + 1)) {
+    : shape_(shape), dtype_(dtype), multiprocessors_(device->multiprocessors),
+      ring_(sizeof(Start) * (most_blocks * device->multiprocessors)) {
   const int group = shape.heads / shape.kv_heads;
   dispatch(dtype, shape.head_dim, group, [&](auto kernel) {
     const int bytes = static_cast<int>(kernel.shared_bytes);
     check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
-    int blocks = 0;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.function, warps * 32, bytes), "occupancy");
-    grid_ = std::clamp(blocks, 1, 4) * device->multiprocessors;
+    prefer_shared_memory(kernel.function);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_, kernel.function, warps * 32, bytes), "occupancy");
   });
-  starts_ = DeviceBuffer(sizeof(Start) * (grid_ + 1));
-  partials_ = DeviceBuffer(sizeof(float) * 2 * grid_ * group * (shape.head_dim + 4));
-  const size_t counters = sizeof(int32_t) * static_cast<size_t>(shape.max_sequences) * shape.kv_heads;
-  counters_ = DeviceBuffer(counters);
-  check(cudaMemset(counters_.get(), 0, counters), "cudaMemset");
+  blocks_ = std::clamp(blocks_, 1, most_blocks);
+  const int grid = blocks_ * multiprocessors_;
+  starts_ = DeviceBuffer(sizeof(Start) * grid);
+  const size_t partials = sizeof(uint32_t) * 2 * grid * group * (shape.head_dim + 4);
+  partials_ = DeviceBuffer(partials);
+  check(cudaMemset(partials_.get(), 0xff, partials), "cudaMemset");
+}
+
+int DecodePlan::grid(int sequences) const {
+  // Few sequences leave room on the multiprocessors, for the products around attention to load their weights.
+  const int blocks = sequences <= 4 ? 2 : blocks_;
+  return std::min(blocks, blocks_) * multiprocessors_;
 }
 
 void DecodePlan::update(msgl_device *device, const int32_t *context_lengths, int sequences) {
-  const int tile = tile_tokens(shape_.head_dim);
+  const int tile = tile_tokens(shape_.head_dim), grid = this->grid(sequences);
   const auto tiles_of = [&](int sequence) { return ceil_div(context_lengths[sequence], tile); };
   int64_t total = 0;
   for (int i = 0; i < sequences; i++) total += tiles_of(i) * shape_.kv_heads;
-  Start *starts = static_cast<Start *>(ring_.acquire());
-  int sequence = 0, page_begin = 0;
+  std::vector<Start> starts(grid, Start{});
+  int sequence = 0;
   int64_t before = 0;  // tiles of the sequences before `sequence`
-  const int64_t blocks = std::min<int64_t>(grid_, total);
+  const int64_t blocks = std::min<int64_t>(grid, total);
   for (int64_t block = 0; block < blocks; block++) {
-    const int64_t linear = block * total / blocks;
-    while (linear >= before + tiles_of(sequence) * shape_.kv_heads) {
-      before += tiles_of(sequence) * shape_.kv_heads;
-      page_begin += static_cast<int>(ceil_div(context_lengths[sequence++], shape_.page_size));
-    }
-    const int64_t within = linear - before, tiles = tiles_of(sequence);
-    starts[block] = {sequence, static_cast<int32_t>(within / tiles), static_cast<int32_t>(within % tiles),
-                     static_cast<int32_t>(linear), context_lengths[sequence], page_begin, {}};
+    const int64_t begin = block * total / blocks, end = (block + 1) * total / blocks;
+    while (begin >= before + tiles_of(sequence) * shape_.kv_heads) before += tiles_of(sequence++) * shape_.kv_heads;
+    const int64_t within = begin - before, tiles = tiles_of(sequence), first = begin - within % tiles;
+    starts[block] = {sequence,
+                     static_cast<int32_t>(within / tiles),
+                     static_cast<int32_t>(within % tiles),
+                     static_cast<int32_t>(end - begin),
+                     static_cast<int32_t>(((first + 1) * blocks - 1) / total),  // the one that has tile `first`
+                     {}};
   }
-  Start past{};
-  past.linear = static_cast<int32_t>(total);
-  std::fill(starts + blocks, starts + grid_ + 1, past);
-  check(cudaMemcpyAsync(starts_.get(), starts, sizeof(Start) * (grid_ + 1), cudaMemcpyHostToDevice, device->stream),
-        "attention plan");
+  // A sequence grows into another tile every 64th or 128th step: what has not changed is not copied again.
+  const char *bytes = reinterpret_cast<const char *>(starts.data());
+  const size_t size = sizeof(Start) * starts.size();
+  if (read_.empty() && uploaded_.size() == size && std::memcmp(uploaded_.data(), bytes, size) == 0) return;
+  uploaded_.assign(bytes, bytes + size);
+  read_.clear();
+  void *staged = ring_.acquire();
+  std::memcpy(staged, bytes, size);
+  check(cudaMemcpyAsync(starts_.get(), staged, size, cudaMemcpyHostToDevice, device->stream), "attention plan");
   ring_.release(device->stream);
 }
 
-void DecodePlan::run(msgl_device *device, const AttentionArguments &arguments, bool early) const {
+void DecodePlan::run(msgl_device *device, const AttentionArguments &arguments, bool stored) {
   const int group = shape_.heads / shape_.kv_heads;
+  // The rows that an earlier op since the last update has stored into this cache need not be there yet.
+  const bool first = std::find(read_.begin(), read_.end(), arguments.k_cache) == read_.end();
+  if (first) read_.push_back(arguments.k_cache);
   const Decode decode{arguments.out,
                       arguments.q,
                       arguments.k_cache,
@@ -215,16 +230,16 @@ void DecodePlan::run(msgl_device *device, const AttentionArguments &arguments, b
                       arguments.pages,
                       arguments.last_page_length,
                       starts_.get<Start>(),
-                      partials_.get<float>(),
-                      counters_.get<int32_t>(),
+                      partials_.get<uint32_t>(),
                       arguments.sequences,
                       group,
                       shape_.kv_heads,
                       shape_.page_size,
                       arguments.scale * static_cast<float>(M_LOG2E),
-                      early && device->dependent_launch};
+                      stored && first && device->dependent_launch};
   dispatch(dtype_, shape_.head_dim, group, [&](auto kernel) {
-    launch(device, Follow::dependent, kernel.function, grid_, warps * 32, kernel.shared_bytes, decode);
+    launch(device, Follow::dependent, kernel.function, grid(arguments.sequences), warps * 32, kernel.shared_bytes,
+           decode);
   });
 }
 

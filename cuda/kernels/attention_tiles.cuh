@@ -24,19 +24,17 @@ constexpr int warps = 4, max_group = 16;
 constexpr int warp_tokens(int head_dim) { return head_dim == 64 ? 32 : 16; }
 constexpr int tile_tokens(int head_dim) { return warps * warp_tokens(head_dim); }
 
-/* Where a block starts: its linear tile index, which sequence, head and tile of the head that is, and what the first
- * copies need to know of the sequence, so that they wait for one load and not for three. */
+/* A block's share: where it starts, how many tiles it has, and the block that has the first tile of that first head. */
 struct alignas(16) Start {
-  int32_t sequence, head, tile, linear, context, page_begin, unused[2];
+  int32_t sequence, head, tile, count, head_block, unused[3];
 };
 
 struct Decode {
   void *out;
   const void *q, *k_cache, *v_cache;
   const int32_t *page_begin, *pages, *last_page_length;
-  const Start *starts;  // [grid + 1]; the last one's `linear` is the number of all tiles
-  float *partials;      // [2 * grid, group, head_dim + 4]: see finish_head
-  int32_t *counters;    // [sequences, kv_heads]: partials that have been written, zero between launches
+  const Start *starts;  // [grid]
+  uint32_t *partials;   // [2 * grid, group, head_dim + 4]: see attention_merge.cuh
   int sequences, group, kv_heads, page_size;
   float scale;  // of the scores, times log2(e)
   bool early;
@@ -64,7 +62,8 @@ struct Walk {
   }
   DEVICE void begin(const Decode &a, const Start &start) {
     sequence = start.sequence, head = start.head, tile = start.tile;
-    context = start.context, page_begin = start.page_begin;
+    page_begin = __ldcg(a.page_begin + sequence);
+    context = length(a, sequence, page_begin);
     read_next(a);
   }
   DEVICE int tiles() const { return (context + TileTokens - 1) / TileTokens; }

@@ -25,6 +25,7 @@
  */
 #include <algorithm>
 
+#include "chain.h"
 #include "linear.h"
 #include "mma.cuh"
 
@@ -116,6 +117,17 @@ DEVICE uint32_t normalize(uint32_t x, uint32_t weights, float &squares) {
   return *reinterpret_cast<const uint32_t *>(&product);
 }
 
+/* Bias, and what `out` holds, of this thread's output in a group of `Rows` rows: token threadIdx / Rows, row
+ * threadIdx % Rows. */
+template <class T, int Rows>
+DEVICE float added_to(const Gemv &a, int slice_begin, int slice_end) {
+  const int row = threadIdx.x % Rows, token = threadIdx.x / Rows, column = slice_begin * slice_rows + row;
+  if (slice_begin + row / slice_rows >= slice_end || token >= a.tokens) return 0.f;
+  float value = a.bias == nullptr ? 0.f : to_float(static_cast<const T *>(a.bias)[column]);
+  if (a.add) value += to_float(static_cast<const T *>(a.out)[static_cast<int64_t>(token) * a.n + column]);
+  return value;
+}
+
 DEVICE float silu(float x) { return x / (1.f + __expf(-x)); }
 
 /* Stages: of the ring; 0 where all of the block's share fits into a.stages, and is waited for at once. */
@@ -130,7 +142,10 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
                           (Tokens == 1 ? warp * chunk * 2 : threadIdx.x * 16);
   float *warps_squares = reinterpret_cast<float *>(shared + a.stages * L::stage);
   float *sums = warps_squares + warps * Tokens;
-  dependency_trigger();
+  // Beside the gated product and the one before it there is no room for a third: its blocks would start when that one ends,
+  // which delays the news of the end.
+  constexpr bool late = Gated && Stages == 0;
+  if (!late) dependency_trigger();
 
   using BlockGroups = Groups<Slices, Stages, Gated>;
   const BlockGroups groups(a);
@@ -172,6 +187,7 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
     copy_commit();
   }
   dependency_wait();
+  if (late) dependency_trigger();
   ahead = start;
   for (int stage = 0; stage < a.stages; stage++) {
     if (ahead.group < groups.count) {
@@ -182,6 +198,10 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
   }
 
   constexpr int tiles = (Slices + 1) / 2, unit = Gated ? 2 : 1;
+  // What a thread's output is added to is loaded along with x where the thread has one output.
+  constexpr bool prefetches = !Gated && Stages == 0 && L::rows * Tokens <= threads;
+  float kept = 0.f;
+  if (prefetches && (a.add || a.bias != nullptr)) kept = added_to<T, L::rows>(a, groups.begin(0), groups.begin(1));
   int stage = 0, buffer = 0;
   float squares = 0.f;  // of this lane's pieces of token g
   for (int group = 0; group < groups.count; group++) {
@@ -261,13 +281,14 @@ __global__ void __maxnreg__(48) gemv_kernel(const __grid_constant__ Gemv a) {
       sum *= scale;
       if (Gated) sum = silu(sum) * (up * scale);
       const int column = slice_begin / unit * slice_rows + row;
-      if (a.bias != nullptr) sum += to_float(static_cast<const T *>(a.bias)[column]);
       const int64_t index = static_cast<int64_t>(token) * a.n + column;
+      if (prefetches) sum += kept;
+      else if (a.bias != nullptr) sum += to_float(static_cast<const T *>(a.bias)[column]);
       if (a.float_out) {
         static_cast<float *>(a.out)[index] = sum;
       } else {
         T *out = static_cast<T *>(a.out) + index;
-        *out = from_float<T>(a.add ? sum + to_float(*out) : sum);
+        *out = from_float<T>(!prefetches && a.add ? sum + to_float(*out) : sum);
       }
     }
     buffer ^= 1;  // so one barrier a group is enough
@@ -364,7 +385,10 @@ void enqueue_gemv(msgl_device *device, const LinearArguments &a) {
   dispatch(plan, a, [&](auto kernel, size_t bytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
           "shared memory");
+    prefer_shared_memory(kernel);
+    const bool settled = chain_settled(device);
     launch(device, Follow::dependent, kernel, plan.grid, threads, bytes, gemv);
+    chain_continue(device, settled);
   });
 }
 

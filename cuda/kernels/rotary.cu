@@ -8,6 +8,7 @@
  *   |  0 .. rotary / 2  |  rotary / 2 .. rotary  |     rest     |
  *      j                   j + pairs                pairs of neighbours for the lanes after those, left as they are
  */
+#include "chain.h"
 #include "vector.cuh"
 
 using namespace minisgl;
@@ -23,6 +24,7 @@ struct RotaryStore {
   int64_t items;  // tokens * heads of all three kinds
   int heads, kv_heads, head_dim, rotary_dim;
   float epsilon;
+  bool early;  // the chain is settled (chain.h): all but qkv may be read before the wait
 };
 
 /* Where a head of a token goes: to q, or to its row of a cache. */
@@ -37,8 +39,8 @@ DEVICE T *destination_of(const RotaryStore &a, int64_t token, int head) {
 template <class T, int Lanes>
 __global__ void rotary_store_kernel(const RotaryStore a) {
   using V = Vector<T>;
-  dependency_wait();
-  dependency_trigger();
+  if (a.early) dependency_trigger();
+  else dependency_wait();
   const int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / Lanes;
   const int lane = threadIdx.x % Lanes;
   const int row_heads = a.heads + 2 * a.kv_heads;
@@ -48,9 +50,28 @@ __global__ void rotary_store_kernel(const RotaryStore a) {
   // All lanes of a warp stay for the reduction; those past the end work on nothing.
   const bool active = item < a.items && lane < a.head_dim / (2 * V::size);
   const int pairs = a.rotary_dim / (2 * V::size);
-  const bool rotates = lane < pairs && (is_query || is_key);
+  const bool rotates = active && lane < pairs && (is_query || is_key);
+  const bool normalizes = active && (is_query || is_key) && a.q_norm != nullptr;
   const int first = lane < pairs ? lane : 2 * lane;
   const int second = lane < pairs ? lane + pairs : 2 * lane + 1;
+
+  float cosines[V::size], sines[V::size];
+  if (rotates) {
+    const float *row = a.rotary + static_cast<int64_t>(a.positions[token]) * a.rotary_dim + lane * V::size;
+#pragma unroll
+    for (int i = 0; i < V::size; i += 4) {
+      *reinterpret_cast<float4 *>(cosines + i) = *reinterpret_cast<const float4 *>(row + i);
+      *reinterpret_cast<float4 *>(sines + i) = *reinterpret_cast<const float4 *>(row + a.rotary_dim / 2 + i);
+    }
+  }
+  V norm_first, norm_second;
+  if (normalizes) {
+    const T *norm = static_cast<const T *>(is_query ? a.q_norm : a.k_norm);
+    norm_first = V::load(norm + first * V::size), norm_second = V::load(norm + second * V::size);
+  }
+  T *destination = active ? destination_of<T>(a, token, head) : nullptr;
+  if (a.early) dependency_wait();
+  else dependency_trigger();
 
   float x[V::size] = {}, y[V::size] = {};
   if (active) {
@@ -59,40 +80,28 @@ __global__ void rotary_store_kernel(const RotaryStore a) {
 #pragma unroll
     for (int i = 0; i < V::size; i++) x[i] = to_float(u.value[i]), y[i] = to_float(v.value[i]);
   }
-
-  const T *norm = static_cast<const T *>(is_query ? a.q_norm : a.k_norm);
   if (a.q_norm != nullptr) {
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < V::size; i++) squares += x[i] * x[i] + y[i] * y[i];
 #pragma unroll
     for (int offset = Lanes / 2; offset > 0; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
-    if (active && (is_query || is_key)) {
+    if (normalizes) {
       const float scale = rsqrtf(squares / a.head_dim + a.epsilon);
-      const V u = V::load(norm + first * V::size), v = V::load(norm + second * V::size);
 #pragma unroll
-      for (int i = 0; i < V::size; i++) x[i] *= scale * to_float(u.value[i]), y[i] *= scale * to_float(v.value[i]);
+      for (int i = 0; i < V::size; i++)
+        x[i] *= scale * to_float(norm_first.value[i]), y[i] *= scale * to_float(norm_second.value[i]);
     }
   }
   if (!active) return;
-
   if (rotates) {
-    const float *cosines = a.rotary + static_cast<int64_t>(a.positions[token]) * a.rotary_dim + lane * V::size;
-    const float *sines = cosines + a.rotary_dim / 2;
 #pragma unroll
-    for (int i = 0; i < V::size; i += 4) {
-      const float4 c = *reinterpret_cast<const float4 *>(cosines + i), s = *reinterpret_cast<const float4 *>(sines + i);
-      const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const float p = x[i + j], q = y[i + j];
-        x[i + j] = p * cs[j] - q * sn[j];
-        y[i + j] = q * cs[j] + p * sn[j];
-      }
+    for (int i = 0; i < V::size; i++) {
+      const float p = x[i], q = y[i];
+      x[i] = p * cosines[i] - q * sines[i];
+      y[i] = q * cosines[i] + p * sines[i];
     }
   }
-
-  T *destination = destination_of<T>(a, token, head);
   V u, v;
 #pragma unroll
   for (int i = 0; i < V::size; i++) u.value[i] = from_float<T>(x[i]), v.value[i] = from_float<T>(y[i]);
@@ -131,6 +140,7 @@ __global__ void rotary_store_any_kernel(const RotaryStore a) {
 template <class T, int Lanes>
 void enqueue(msgl_device *device, const RotaryStore &arguments) {
   constexpr int threads = 128;
+  prefer_shared_memory(rotary_store_kernel<T, Lanes>);
   launch(device, Follow::dependent, rotary_store_kernel<T, Lanes>,
          static_cast<unsigned>(ceil_div(arguments.items * Lanes, threads)), threads, 0, arguments);
 }
@@ -148,7 +158,7 @@ int32_t msgl_rotary_store(msgl_device *device, void *q, void *k_cache, void *v_c
     if ((q_norm == nullptr) != (k_norm == nullptr)) fail("rotary_store: q_norm and k_norm go together");
     const RotaryStore arguments{q,      k_cache, v_cache, qkv, positions, cache_rows, rotary,
                                 q_norm, k_norm,  static_cast<int64_t>(tokens) * (heads + 2 * kv_heads),
-                                heads,  kv_heads, head_dim, rotary_dim, epsilon};
+                                heads,  kv_heads, head_dim, rotary_dim, epsilon, chain_settled(device)};
     dispatch_half(dtype, [&](auto *type) {
       using T = std::remove_pointer_t<decltype(type)>;
       if (head_dim % 16 != 0 || rotary_dim % 16 != 0 || head_dim > 512)

@@ -7,6 +7,7 @@
  *  - ordinary kernels wait first and trigger after. So when the next kernel starts, all before this one has ended.
  *  - those that a product follows (norms, SiLU), and products of few tokens, trigger at once; before its wait a product
  *    reads weights only, which no op ever writes.
+ * A rotary store and the attention after it join the second kind where chain.h says that this is safe.
  * Every dependent kernel must wait, in every block, or the order of the chain is lost.
  */
 #ifndef MINISGL_VECTOR_CUH
