@@ -18,9 +18,11 @@ struct Scratch {
   uint32_t arrived[max_sampling_rows];
 };
 
-/* grid (rows, parts) */
+constexpr int threads = 256;
+
+/* grid (rows, parts). 32 registers let a multiprocessor have all its threads. */
 template <bool Random>
-__global__ void sample_kernel(const Sampling s, Scratch *scratch) {
+__global__ void __maxnreg__(32) sample_kernel(const Sampling s, Scratch *scratch) {
   __shared__ uint64_t warps_best[32];
   dependency_wait();
   dependency_trigger();
@@ -65,7 +67,7 @@ int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, 
     const int parts = std::clamp(8 * device->multiprocessors / count, 1, 64);
     Scratch *scratch = device->sampling_scratch.get<Scratch>();
     const auto kernel = flags & MSGL_SAMPLE_RANDOM ? sample_kernel<true> : sample_kernel<false>;
-    launch(device, Follow::dependent, kernel, dim3(count, parts), 256, 0, arguments, scratch);
+    launch(device, Follow::dependent, kernel, dim3(count, parts), threads, 0, arguments, scratch);
     if (flags & MSGL_SAMPLE_FILTER) enqueue_filtered_sampling(device, arguments, count);
   });
 }

@@ -86,10 +86,15 @@ struct Draw {
     return best - scaled - 0.01f - 1e-6f * fabsf(scaled);
   }
 
+  /* Whether no logit that lacks this much becomes the best with a word up to this one. A word's upper 23 bits, as the
+   * fraction of a float of [1, 2), are u + 1 less half a unit. */
+  DEVICE static bool too_little(float lacking, uint32_t word) {
+    return __uint_as_float(word >> 9 | 0x3f800000u) < 2.f - 0x1p-22f - __expf(-lacking);
+  }
+
   DEVICE void consider(float logit, int id, uint32_t word) {
-    const float u = open_uniform(word);
-    if (1.f - u > __expf(-missing(logit))) return;
-    const float score = logit / temperature + gumbel_noise(u);
+    if (too_little(missing(logit), word)) return;
+    const float score = logit / temperature + gumbel_noise(open_uniform(word));
     if (score > best) best = score, best_id = id;
   }
 
@@ -103,8 +108,10 @@ struct Draw {
 
   /* The same for four ids, the first a multiple of 4: they share their words. */
   DEVICE void operator()(float4 logits, int id) {
-    if (missing(fmaxf(fmaxf(logits.x, logits.y), fmaxf(logits.z, logits.w))) > most_noise) return;
+    const float lacking = missing(fmaxf(fmaxf(logits.x, logits.y), fmaxf(logits.z, logits.w)));
+    if (lacking > most_noise) return;
     const Philox drawn = words(id / 4);
+    if (too_little(lacking, max(max(drawn.word[0], drawn.word[1]), max(drawn.word[2], drawn.word[3])))) return;
     consider(logits.x, id, drawn.word[0]);
     consider(logits.y, id + 1, drawn.word[1]);
     consider(logits.z, id + 2, drawn.word[2]);
