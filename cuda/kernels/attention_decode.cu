@@ -16,6 +16,7 @@
 #include "attention.h"
 #include "attention_merge.cuh"
 #include "chain.h"
+#include "copy.h"
 
 namespace minisgl {
 namespace {
@@ -213,7 +214,7 @@ void DecodePlan::update(msgl_device *device, const int32_t *context_lengths, int
   read_.clear();
   void *staged = ring_.acquire();
   std::memcpy(staged, bytes, size);
-  check(cudaMemcpyAsync(starts_.get(), staged, size, cudaMemcpyHostToDevice, device->stream), "attention plan");
+  enqueue_copy(device, starts_.get(), staged, size);
   ring_.release(device->stream);
 }
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../philox.h"
+#include "copy.h"
 #include "vector.cuh"
 #include "weight.h"
 
@@ -31,9 +32,30 @@ __global__ void random_kernel(T *destination, int64_t count, uint64_t seed, floa
     destination[i] = from_float<T>(scale * random_value(seed, i));
 }
 
+constexpr size_t most_by_kernel = 64 << 10;
+
+/* One word a thread. Host memory is read past the caches, which might hold what it was before. */
+__global__ void copy_kernel(uint32_t *destination, const uint32_t *source, int words) {
+  dependency_wait();
+  dependency_trigger();
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < words) destination[i] = __ldcv(source + i);
+}
+
 }  // namespace
 
 namespace minisgl {
+
+void enqueue_copy(msgl_device *device, void *destination, const void *source, size_t bytes) {
+  const bool words = (reinterpret_cast<uintptr_t>(destination) | reinterpret_cast<uintptr_t>(source) | bytes) % 4 == 0;
+  if (bytes > most_by_kernel || !words) {
+    check(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, device->stream), "copy");
+    return;
+  }
+  const int count = static_cast<int>(bytes / 4);
+  launch(device, Follow::dependent, copy_kernel, static_cast<unsigned>(ceil_div(count, 256)), 256, 0,
+         static_cast<uint32_t *>(destination), static_cast<const uint32_t *>(source), count);
+}
 
 void enqueue_random(msgl_device *device, void *destination, int64_t count, int32_t dtype, uint64_t seed, float scale) {
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(ceil_div(count, 256), 16 * device->multiprocessors)));
@@ -92,9 +114,7 @@ int32_t msgl_host_free(msgl_device *device, void *pointer) {
 }
 
 int32_t msgl_copy(msgl_device *device, void *destination, const void *source, int64_t bytes) {
-  return on_device(device, [&] {
-    check(cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), cudaMemcpyDefault, device->stream), "copy");
-  });
+  return on_device(device, [&] { enqueue_copy(device, destination, source, static_cast<size_t>(bytes)); });
 }
 
 int32_t msgl_fill(msgl_device *device, void *destination, int32_t value, int64_t bytes) {
