@@ -1,10 +1,8 @@
 /** Penalties, biases, min_tokens and logprobs over HTTP: half precision follows transformers, overlap changes nothing. */
 import { expect, test } from "bun:test";
-import { fixturePath, startServer } from "./support.ts";
+import { bounds, type Choice, complete, fixturePath, startServer } from "./support.ts";
 
 const MODEL = "llama-tied-llama3";
-/** As in parity.test.ts. */
-const BOUND = 0.25;
 
 interface Rows {
   tokens: number[];
@@ -24,19 +22,8 @@ const { prompt, ends, top, promptLogprobs, cases }: Changed = await Bun.file(
   `${fixturePath(MODEL)}/changed.json`,
 ).json();
 
-interface Choice {
-  token_ids: number[];
-  logprobs: { token_logprobs: number[]; top_logprobs: Record<string, number>[] };
-  prompt_logprobs: (Record<string, { logprob: number }> | null)[];
-}
-
-async function complete(url: string, body: object): Promise<Choice> {
-  const asked = { ignore_eos: true, return_token_ids: true, return_tokens_as_token_ids: true, temperature: 0, ...body };
-  const response = await fetch(`${url}/v1/completions`, { method: "POST", body: JSON.stringify(asked) });
-  if (!response.ok) throw new Error(`${response.status}: ${await response.text()}`);
-  const { choices } = (await response.json()) as { choices: Choice[] };
-  return choices[0] as Choice;
-}
+const ask = async (url: string, body: object) =>
+  (await complete(url, { temperature: 0, ...body })).choices[0] as Choice;
 
 /** The parameters under the API's names. */
 const asBody = (parameters: Changed["cases"][number]["parameters"]) =>
@@ -52,15 +39,17 @@ test("logprobs of prompt and answer are those of transformers, whatever changes 
   for (const { parameters, tokens, logprobs } of cases) {
     const body = { ...asBody(parameters), ...("minTokens" in parameters && { stop_token_ids: ends }) };
     const asked = { prompt, max_tokens: tokens.length, logprobs: top, prompt_logprobs: top, ...body };
-    const choice = await complete(server.url, asked);
+    const choice = await ask(server.url, asked);
     promptLogprobs.logprobs.forEach((wanted, i) => {
       const entry = choice.prompt_logprobs[i + 1]?.[prompt[i + 1] as number];
-      expect(Math.abs((entry?.logprob as number) - wanted)).toBeLessThan(BOUND);
+      expect(Math.abs((entry?.logprob as number) - wanted)).toBeLessThan(bounds.bfloat16);
     });
     // Where two logits are close, another token may be drawn: from there on the answers have nothing in common.
     const parted = choice.token_ids.findIndex((token, i) => token !== tokens[i]);
     for (let i = 0; i < (parted < 0 ? choice.token_ids.length : parted); i++, compared++) {
-      expect(Math.abs((choice.logprobs.token_logprobs[i] as number) - (logprobs[i] as number))).toBeLessThan(BOUND);
+      expect(Math.abs((choice.logprobs.token_logprobs[i] as number) - (logprobs[i] as number))).toBeLessThan(
+        bounds.bfloat16,
+      );
     }
   }
   expect(compared).toBeGreaterThan(4 * cases.length);
@@ -70,9 +59,9 @@ test("a bias forces and forbids tokens, min_tokens keeps the end away, each amon
   await using server = await serve();
   const both = { logit_bias: { 9: 100, 5: -100 }, max_tokens: 12, prompt };
   const answers = await Promise.all([
-    complete(server.url, { ...both, logprobs: 1 }),
-    complete(server.url, { ...both, stop_token_ids: [9], min_tokens: 7 }),
-    complete(server.url, { prompt, max_tokens: 12, presence_penalty: 2, frequency_penalty: 2, repetition_penalty: 5 }),
+    ask(server.url, { ...both, logprobs: 1 }),
+    ask(server.url, { ...both, stop_token_ids: [9], min_tokens: 7 }),
+    ask(server.url, { prompt, max_tokens: 12, presence_penalty: 2, frequency_penalty: 2, repetition_penalty: 5 }),
   ]);
   const [forced, late, varied] = answers.map(({ token_ids }) => token_ids) as [number[], number[], number[]];
   expect(forced).toEqual(Array(12).fill(9));
@@ -82,12 +71,12 @@ test("a bias forces and forbids tokens, min_tokens keeps the end away, each amon
 }, 60_000);
 
 test("overlap gives the same tokens and logprobs", async () => {
-  const ask = async (...flags: string[]) => {
+  const answer = async (...flags: string[]) => {
     await using server = await serve(...flags);
     const drawn = { prompt, max_tokens: 40, temperature: 0.9, top_p: 0.95, seed: 5, logprobs: 3 };
     const changed = { repetition_penalty: 1.2, frequency_penalty: 0.3, logit_bias: { 9: 2 }, min_tokens: 30 };
-    const { token_ids, logprobs } = await complete(server.url, { ...drawn, ...changed, stop_token_ids: ends });
+    const { token_ids, logprobs } = await ask(server.url, { ...drawn, ...changed, stop_token_ids: ends });
     return { token_ids, logprobs };
   };
-  expect(await ask()).toEqual(await ask("--disable-overlap"));
+  expect(await answer()).toEqual(await answer("--disable-overlap"));
 }, 60_000);

@@ -2,9 +2,10 @@
  * What GPU tests share. They import nothing from node_modules and drive the executable from outside, so that a GPU host
  * needs only it and the tracked files: BUN_BE_BUN=1 ./minisgl test test/gpu
  */
+import { expect } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 
 const root = join(import.meta.dir, "../..");
 const folder = join(root, "test/parity/fixtures");
@@ -16,6 +17,19 @@ export const device = process.env.MINISGL_DEVICE ?? "cuda";
 export const fixtures = readdirSync(folder).filter((name) => existsSync(join(folder, name, "expected.json")));
 export const fixturePath = (name: string) => join(folder, name);
 export const scratch = mkdtempSync(join(tmpdir(), "minisgl-gpu-"));
+
+/** A GGUF file that is not among the tracked ones: see the README. */
+export const demoModel = process.env.MINISGL_DEMO_MODEL ?? join(root, "models/SmolLM2-135M-Instruct.Q4_1.gguf");
+export const demoReference = join(root, "test/parity/demo-model.json");
+
+/**
+ * What half precision may change a logprob of a fixture by. Activations, weights and the KV pool are rounded to 8
+ * (bfloat16) or 11 (float16) bits at some ten places in each of two layers. A rounding errs by 2^-8 or 2^-11 at most and
+ * by 0.4 of that on average, so twenty of them add up to 0.7% or 0.09% of the logits, of magnitude 2 to 4.3: 0.03 or
+ * 0.004, and the largest of a thousand is three times as far off. A wrong rotation, scale or page gives
+ * differences of order 1.
+ */
+export const bounds = { bfloat16: 0.1, float16: 0.015 } as const;
 
 /** As the executable runs for a user: not as Bun. */
 const env = { ...process.env, BUN_BE_BUN: undefined };
@@ -47,17 +61,94 @@ export interface Scored {
   tokens: number[];
 }
 
-/** Logprobs of the reference's continuations on the device, by `minisgl score`. */
-export async function score(name: string, reference: Expected, ...flags: string[]): Promise<Scored[]> {
-  const file = join(scratch, `${name}.jsonl`);
+/** Logprobs of the reference's continuations by a model on the device, by `minisgl score`. */
+export async function score(model: string, reference: Expected, ...flags: string[]): Promise<Scored[]> {
+  const file = join(scratch, `${basename(model)}.jsonl`);
   const lines = reference.prompts.map((prompt, index) => ({ prompt, continuation: reference.tokens[index] }));
   await Bun.write(file, lines.map((line) => JSON.stringify(line)).join("\n"));
-  const output = await run("score", file, "--model", fixturePath(name), "--device", device, ...flags);
+  const output = await run("score", file, "--model", model, "--device", device, ...flags);
   return output
     .trim()
     .split("\n")
     .map((line) => JSON.parse(line));
 }
+
+/** Largest difference of logprobs. */
+export function difference(one: readonly { logprobs: number[] }[], other: { logprobs: number[][] }): number {
+  const differences = one.flatMap(({ logprobs }, index) => {
+    const others = other.logprobs[index] as number[];
+    expect(logprobs.length).toBe(others.length);
+    return logprobs.map((value, step) => Math.abs(value - (others[step] as number)));
+  });
+  return Math.max(...differences);
+}
+
+export interface Drawn {
+  token_ids: number[];
+  /** Tokens are named "token_id:7". */
+  logprobs: { token_logprobs: number[]; top_logprobs: Record<string, number>[] };
+}
+
+export interface Choice extends Drawn {
+  finish_reason: string;
+  prompt_logprobs: (Record<string, { logprob: number }> | null)[];
+}
+
+export interface Completion {
+  choices: Choice[];
+  usage: { prompt_tokens_details: { cached_tokens: number } };
+}
+
+/** /v1/completions with token ids instead of text. */
+export async function complete(url: string, body: object, signal?: AbortSignal): Promise<Completion> {
+  const response = await fetch(`${url}/v1/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ ignore_eos: true, return_token_ids: true, return_tokens_as_token_ids: true, ...body }),
+    signal,
+  });
+  if (!response.ok) throw new Error(`${response.status}: ${await response.text()}`);
+  return response.json() as Promise<Completion>;
+}
+
+export async function serverInfo(url: string): Promise<Record<string, number>> {
+  return (await fetch(`${url}/server_info`)).json() as Promise<Record<string, number>>;
+}
+
+/**
+ * Two greedy answers to the same prompts: how many logprobs have the same tokens before them, and the largest difference
+ * among those. Where two logits are close, another token may be drawn, with a logprob that is close as well: from there on
+ * the answers have nothing in common.
+ */
+export function compare(one: readonly Drawn[], other: readonly Drawn[]): { compared: number; largest: number } {
+  let [compared, largest] = [0, 0];
+  for (const [index, { token_ids, logprobs }] of one.entries()) {
+    const { token_ids: tokens, logprobs: others } = other[index] as Drawn;
+    expect(token_ids.length).toBe(tokens.length);
+    for (const [i, token] of token_ids.entries()) {
+      const [a, b] = [logprobs.token_logprobs[i] as number, others.token_logprobs[i] as number];
+      largest = Math.max(largest, Math.abs(a - b));
+      compared++;
+      if (token !== tokens[i]) break;
+    }
+  }
+  return { compared, largest };
+}
+
+/** mulberry32: a small seeded generator, so that a failure can be repeated. */
+export function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let word = Math.imul(state ^ (state >>> 15), 1 | state);
+    word = (word + Math.imul(word ^ (word >>> 7), 61 | word)) ^ word;
+    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** A prompt of random tokens that every fixture has. */
+export const randomPrompt = (draw: () => number, length: number) =>
+  Array.from({ length }, () => 3 + Math.floor(draw() * 90));
 
 /** A server on a free port, stopped by `await using`. */
 export async function startServer(...flags: string[]) {
