@@ -1,11 +1,10 @@
 /** The same prompts in other company: answers stay within rounding, and are the same where the batches are. */
 import { describe, expect, test } from "bun:test";
 import {
-  bounds,
   type Choice,
-  compare,
   complete,
   type Drawn,
+  expectAlike,
   fixturePath,
   random,
   randomPrompt,
@@ -17,9 +16,6 @@ import {
 const BUDGET = 32;
 const CHUNKS = 15;
 const TOKENS = 16;
-
-/** Both runs are within the bound of the exact logprobs. */
-const BOUND = 2 * bounds.bfloat16;
 
 const serve = (...flags: string[]) =>
   startServer("--model", fixturePath("qwen2"), "--dtype", "bfloat16", "--max-running-requests", "32", ...flags);
@@ -65,9 +61,7 @@ describe("decode batches by graph and without", () => {
     await using eager = await serveAlike("--graph", "0");
     for (const size of [3, 5, 9, 20]) {
       const [one, other] = [await together(graphs.url, size, {}), await together(eager.url, size, {})];
-      const { compared, largest } = compare(one, other);
-      expect(largest).toBeLessThan(BOUND);
-      expect(compared).toBeGreaterThan(4 * size);
+      expectAlike(`${size} rows in a larger graph`, one, other, 4 * size);
     }
   }, 120_000);
 });
@@ -100,9 +94,7 @@ test("batched and cached answers stay within rounding of lone ones", async () =>
   await fetch(`${server.url}/flush_cache`, { method: "POST" });
   const batched = await Promise.all(prompts.map(ask));
   const both = await Promise.all(prompts.map(ask));
-  for (const answers of [cached, batched, both]) {
-    const { compared, largest } = compare(choices(answers), choices(lone));
-    expect(largest).toBeLessThan(BOUND);
-    expect(compared).toBeGreaterThan(4 * prompts.length);
+  for (const [what, answers] of Object.entries({ cached, batched, both })) {
+    expectAlike(what, choices(answers), choices(lone), 4 * prompts.length);
   }
 }, 120_000);

@@ -115,12 +115,15 @@ export async function serverInfo(url: string): Promise<Record<string, number>> {
   return (await fetch(`${url}/server_info`)).json() as Promise<Record<string, number>>;
 }
 
+/** What two runs in bfloat16 may differ by: both are within the bound of the exact logprobs. */
+export const rounding = 2 * bounds.bfloat16;
+
 /**
- * Two greedy answers to the same prompts: how many logprobs have the same tokens before them, and the largest difference
- * among those. Where two logits are close, another token may be drawn, with a logprob that is close as well: from there on
- * the answers have nothing in common.
+ * Expects two greedy answers to each prompt to have the same logprobs but for rounding, as long as the tokens before are
+ * the same; at least so many are. Where two logits are close, another token may be drawn, with a logprob that is close as
+ * well: from there on the answers have nothing in common.
  */
-export function compare(one: readonly Drawn[], other: readonly Drawn[]): { compared: number; largest: number } {
+export function expectAlike(what: string, one: readonly Drawn[], other: readonly Drawn[], least: number): void {
   let [compared, largest] = [0, 0];
   for (const [index, { token_ids, logprobs }] of one.entries()) {
     const { token_ids: tokens, logprobs: others } = other[index] as Drawn;
@@ -132,7 +135,9 @@ export function compare(one: readonly Drawn[], other: readonly Drawn[]): { compa
       if (token !== tokens[i]) break;
     }
   }
-  return { compared, largest };
+  console.log(`${what}: ${compared} logprobs differ by at most ${largest.toFixed(4)}`);
+  expect(largest).toBeLessThan(rounding);
+  expect(compared).toBeGreaterThan(least);
 }
 
 /** mulberry32: a small seeded generator, so that a failure can be repeated. */
