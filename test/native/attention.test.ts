@@ -25,7 +25,6 @@ afterAll(() => device.close());
 
 /** Sequences with their whole contents, to be written into pools of any page size and asked in any step. */
 class Contexts {
-  readonly queries: Float64Array[];
   readonly keys: Float64Array[];
   readonly values: Float64Array[];
 
@@ -36,26 +35,28 @@ class Contexts {
   ) {
     const make = (salt: number, heads: number, dtype: DType, scale: number) =>
       lengths.map((n, i) => rounded(randomValues(100 * salt + i, n * heads * shape.headDim, scale), dtype));
-    this.queries = make(1, shape.heads, activation, 3);
     this.keys = make(2, shape.kvHeads, cache, 2);
     this.values = make(3, shape.kvHeads, cache, 1);
+  }
+
+  /** The queries of one position, [heads, headDim]. */
+  query(sequence: number, position: number): Float64Array {
+    const seed = 10_000 * (sequence + 1) + position;
+    return rounded(randomValues(seed, this.shape.heads * this.shape.headDim, 3), activation);
   }
 
   /** Attention of one position in float64. */
   reference(sequence: number, position: number): number[] {
     const { heads, kvHeads, headDim } = this.shape;
-    const [q, k, v] = [this.queries, this.keys, this.values].map((all) => all[sequence]) as [
-      Float64Array,
-      Float64Array,
-      Float64Array,
-    ];
+    const q = this.query(sequence, position);
+    const [k, v] = [this.keys[sequence], this.values[sequence]] as [Float64Array, Float64Array];
     const out: number[] = [];
     for (let h = 0; h < heads; h++) {
       const kv = Math.floor((h * kvHeads) / heads);
       const scores = Array.from({ length: position + 1 }, (_, t) => {
         let sum = 0;
         for (let d = 0; d < headDim; d++) {
-          sum += (q[(position * heads + h) * headDim + d] as number) * (k[(t * kvHeads + kv) * headDim + d] as number);
+          sum += (q[h * headDim + d] as number) * (k[(t * kvHeads + kv) * headDim + d] as number);
         }
         return sum / Math.sqrt(headDim);
       });
@@ -119,8 +120,9 @@ function attend(
   const queries = new Float64Array(batch.tokens * width);
   let at = 0;
   for (const [sequence, start, count] of step) {
-    queries.set((contexts.queries[sequence] as Float64Array).subarray(start * width, (start + count) * width), at);
-    at += count * width;
+    for (let position = start; position < start + count; position++, at += width) {
+      queries.set(contexts.query(sequence, position), at);
+    }
   }
   const out = on.tensor(activation, [batch.tokens, width]);
   const q = put(on, queries, [batch.tokens, width]);
@@ -134,13 +136,17 @@ const shapes: HeadShape[] = [
   { heads: 9, kvHeads: 3, headDim: 64 },
   { heads: 2, kvHeads: 2, headDim: 128 },
   { heads: 8, kvHeads: 1, headDim: 256 },
+  { heads: 14, kvHeads: 2, headDim: 80 },
   ...(exact
     ? [
         { heads: 6, kvHeads: 3, headDim: 72 },
-        { heads: 14, kvHeads: 2, headDim: 80 },
         { heads: 5, kvHeads: 1, headDim: 20 },
       ]
-    : []),
+    : [
+        // The largest group that our kernel takes, and one that is left to FlashInfer's.
+        { heads: 16, kvHeads: 1, headDim: 64 },
+        { heads: 24, kvHeads: 1, headDim: 128 },
+      ]),
 ];
 
 describe.each(shapes)("attention with %o", (shape) => {
@@ -229,6 +235,23 @@ describe.each(shapes)("attention with %o", (shape) => {
     expect(width).toBe(whole.shape[1] as number);
   });
 });
+
+// On a GPU blocks have parts of several sequences, and a sequence is the work of several blocks, which merge.
+test("64 sequences of up to 3,000 tokens decode as the formula says", () => {
+  const lengths = Array.from({ length: 64 }, (_, i) => 1 + ((i * 1237) % 3000));
+  const contexts = new Contexts({ heads: 8, kvHeads: 2, headDim: 64 }, cacheTypes[0] as DType, lengths);
+  const pool = fillPool(device, contexts, 16);
+  const out = attend(
+    device,
+    contexts,
+    pool,
+    lengths.map((length, sequence) => [sequence, length - 1, 1] as const),
+  );
+  lengths.forEach((length, sequence) => {
+    const actual = get(device, rows(out, sequence, sequence + 1));
+    expect(relativeError(actual, contexts.reference(sequence, length - 1))).toBeLessThan(2 * tolerance(activation));
+  });
+}, 60_000);
 
 test("a step that the plan has no room for is refused", () => {
   const contexts = new Contexts({ heads: 2, kvHeads: 1, headDim: 64 }, cacheTypes[0] as DType, [8]);

@@ -1,6 +1,6 @@
 /**
  * What the tests of the native libraries share. They run on the library that MINISGL_TEST_LIBRARY names, by default
- * the CPU's, with activations of the type that it computes in.
+ * the CPU's, with activations of the type that it computes in: MINISGL_TEST_DTYPE=float16 chooses between the two of a GPU.
  */
 import { type Pointer, ptr } from "bun:ffi";
 import { dirname } from "node:path";
@@ -20,7 +20,8 @@ export const activation: DType = (() => {
   const device = openDevice(1);
   const { floatActivations } = device.properties();
   device.close();
-  return floatActivations ? DType.F32 : DType.BF16;
+  if (floatActivations) return DType.F32;
+  return process.env.MINISGL_TEST_DTYPE === "float16" ? DType.F16 : DType.BF16;
 })();
 /** True on a device that promises bit for bit the same result in every batch. */
 export const exact = activation === DType.F32;
