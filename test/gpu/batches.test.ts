@@ -17,8 +17,9 @@ const BUDGET = 32;
 const CHUNKS = 15;
 const TOKENS = 16;
 
+const model = ["--model", fixturePath("qwen2"), "--dtype", "bfloat16"];
 const serve = (...flags: string[]) =>
-  startServer("--model", fixturePath("qwen2"), "--dtype", "bfloat16", "--max-running-requests", "32", ...flags);
+  startServer(...model, "--max-running-requests", "32", "--num-pages", "16384", ...flags);
 const serveAlike = (...flags: string[]) =>
   serve("--max-prefill-length", String(BUDGET), "--cache", "naive", "--graph", "32", ...flags);
 

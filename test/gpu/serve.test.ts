@@ -40,7 +40,7 @@ describe("a seed", () => {
   };
 
   test("draws the same alone, again and beside others", async () => {
-    await using server = await startServer(...model);
+    await using server = await startServer(...model, "--num-pages", "16384");
     const draw = random(1);
     const requests = Array.from({ length: 21 }, (_, i) => ({ prompt: randomPrompt(draw, length), seed: 42 + i }));
     const [request] = requests as [Seeded];
