@@ -80,6 +80,14 @@ struct msgl_attention_plan : Owned {
   int32_t sequences = 0, decode_sequences = 0;             // where there is none, attention_simple.cu's
   HostLengths lengths;
 
+  /* Whether decode rows go to our kernel. Of two that could, ours was measured to be faster up to groups of 8
+   * (BENCHMARKS.md); a group of 16 fills FlashInfer's tiles of 16 rows. */
+  bool decodes(const msgl_device *device, int32_t backend) const {
+    if (backend == MSGL_ATTENTION_FI || !DecodePlan::supports(device, shape.heads, shape.kv_heads, shape.head_dim))
+      return false;
+    return backend == MSGL_ATTENTION_FA || shape.heads / shape.kv_heads <= 8;
+  }
+
   bool has_kernels() const { return shape.head_dim == 64 || shape.head_dim == 128 || shape.head_dim == 256; }
 };
 
@@ -97,7 +105,7 @@ int32_t msgl_attention_plan_create(msgl_device *device, msgl_attention_plan **pl
     made->dtype = dtype;
     if (made->has_kernels()) {
       const AttentionShape rows{heads, kv_heads, head_dim, page_size, max_sequences, max_sequences};
-      if (decode != MSGL_ATTENTION_FI && DecodePlan::supports(device, heads, kv_heads, head_dim))
+      if (made->decodes(device, decode))
         made->decode = std::make_unique<DecodePlan>(device, made->shape, dtype);
       else
         made->flashinfer_decode = make<Fa2>(device, rows, dtype);
