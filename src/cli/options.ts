@@ -37,11 +37,13 @@ export class GroupedHelp extends Help {
     this.displaying = true;
   }
 
-  /** The program's own options, and before them those of the command that it runs where none is named. */
+  /** In help, the program's own options stand after those of the command that it runs where none is named. */
   override visibleOptions(command: Command): Option[] {
+    const own = super.visibleOptions(command);
+    if (!this.displaying) return own;
     const byDefault = command.parent === null ? command.commands.find((other) => other.name() === "serve") : undefined;
-    const options = [...(byDefault?.options ?? []), ...super.visibleOptions(command)];
-    return this.displaying ? options.filter((option) => !(option instanceof NamedOption && option.isAlias)) : options;
+    const options = [...(byDefault?.options ?? []), ...own];
+    return options.filter((option) => !(option instanceof NamedOption && option.isAlias));
   }
 
   override optionTerm(option: Option): string {
