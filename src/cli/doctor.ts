@@ -2,7 +2,7 @@
 import { writeFileSync } from "node:fs";
 import type { Command } from "commander";
 import packageJson from "../../package.json" with { type: "json" };
-import { examine, type Finding, formatFinding } from "../doctor/doctor.ts";
+import { checkedOps, examine, type Finding, formatFinding } from "../doctor/doctor.ts";
 import { formatHost, inspectHost } from "../doctor/host.ts";
 import { type DeviceKind, openDevice, unpackLibraries } from "../native/open-device.ts";
 import { openPortable } from "../native/portable.ts";
@@ -39,6 +39,11 @@ function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {
   const host = inspectHost();
   process.stdout.write(`minisgl ${version}\n${formatHost(host)}\n`);
   const { device, kind } = openDevice(asked, threads);
+  const known = checkedOps(device);
+  const unknown = ops?.filter((op) => !known.has(op)) ?? [];
+  if (unknown.length > 0) {
+    throw new UserError(`there is no check of ${unknown.join(", ")}; there are those of ${[...known].join(", ")}`);
+  }
   // A CPU is compared with itself, its vector instructions with plain ones.
   const reference = kind === "cuda" ? openDevice("cpu", threads).device : openPortable(threads);
   const [name, against] = [device, reference].map((one) => `${one.properties().name}, ${one.properties().library}`);
@@ -54,8 +59,6 @@ function runDoctor({ device: asked, threads, ops, json }: DoctorFlags): void {
   }
   device.close();
   reference.close();
-  const unknown = ops?.filter((name) => !findings.some(({ op }) => op === name)) ?? [];
-  if (unknown.length > 0) throw new UserError(`there is no check of ${unknown.join(", ")}`);
   const failed = findings.filter(({ ok }) => !ok).length;
   process.stdout.write(`${findings.length} checks, ${failed} failed\n`);
   const report = { version, date: new Date().toISOString(), host, device: name, reference: against, findings };

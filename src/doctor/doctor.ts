@@ -3,7 +3,7 @@
  * check is judged), checks.ts (the table of checks, more of
  * them in memory-checks.ts, attention-checks.ts and logits-checks.ts), lab.ts and batch.ts (what they stand on).
  */
-import type { Device } from "../native/device.ts";
+import type { Device, DeviceProperties } from "../native/device.ts";
 import { DType } from "../native/tensor.ts";
 import { checksFor } from "./checks.ts";
 import { type Check, Lab, type Prepared, type Result } from "./lab.ts";
@@ -26,16 +26,25 @@ export interface Finding {
 
 const REPEATS = 5;
 
+/** The types that a device is checked in: a device that computes in float32 in that, others in each that they compute in. */
+function modelTypes(properties: DeviceProperties): [name: string, dtype: DType][] {
+  const models = properties.floatActivations ? { float32: DType.F32 } : { bfloat16: DType.BF16, float16: DType.F16 };
+  return Object.entries(models).filter(([, dtype]) => properties.computes(dtype));
+}
+
+/** Names of the ops that examine() checks on a device. */
+export function checkedOps(device: Device): Set<string> {
+  const properties = device.properties();
+  return new Set(modelTypes(properties).flatMap(([, model]) => checksFor(properties, model).map(({ op }) => op)));
+}
+
 /**
  * Checks every op of `device` against `reference`, which gets the same input; one after the other, as they are asked
- * for. A device that computes in float32 is checked in it, others in each type that they compute in.
- * only: of these ops.
+ * for. only: of these ops.
  */
 export function* examine(device: Device, reference: Device, only?: readonly string[]): Generator<Finding> {
   const properties = device.properties();
-  const models = properties.floatActivations ? { float32: DType.F32 } : { bfloat16: DType.BF16, float16: DType.F16 };
-  for (const [dtype, model] of Object.entries(models)) {
-    if (!properties.computes(model)) continue;
+  for (const [dtype, model] of modelTypes(properties)) {
     for (const check of checksFor(properties, model)) {
       if (only === undefined || only.includes(check.op))
         yield { ...examineOne(check, device, reference, model), dtype };
