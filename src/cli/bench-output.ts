@@ -1,5 +1,5 @@
 /** What the benchmarks print and write. */
-import { closeSync, openSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, unlinkSync, writeFileSync } from "node:fs";
 import { Option } from "commander";
 import { plotsSvg } from "../bench/plot.ts";
 import { formatReport, passes, type Report, reportJson } from "../bench/report.ts";
@@ -18,10 +18,12 @@ export function checkOutputs({ json, plot }: OutputFlags): void {
   for (const path of [json, plot]) if (path !== undefined) checkWritable(path, "the figures");
 }
 
-/** @throws UserError unless a file can be written there */
+/** Leaves no file behind that was not there. @throws UserError unless a file can be written there */
 export function checkWritable(path: string, what: string): void {
   try {
+    const isNew = !existsSync(path);
     closeSync(openSync(path, "a"));
+    if (isNew) unlinkSync(path);
   } catch (error) {
     throw new UserError(`cannot write ${what}: ${(error as Error).message}`);
   }
