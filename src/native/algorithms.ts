@@ -12,8 +12,11 @@ import { out32 } from "./library.ts";
 import { MSGL_LINEAR_ADD, MSGL_LINEAR_GATED } from "./symbols.ts";
 import { DType } from "./tensor.ts";
 
-/** By card; the H100 has the multiprocessors of the H200, of which its products have the order too. */
-const SHIPPED: Readonly<Record<string, string>> = { "NVIDIA H200": h200, "NVIDIA H100 80GB HBM3": h200 };
+/** By the card's name. All of Hopper has the multiprocessors of the H200, of which its products have the order too. */
+const SHIPPED: readonly [card: RegExp, table: string][] = [[/^NVIDIA (GH200|H100|H200)\b(?!.*\bMIG\b)/, h200]];
+
+/** The table that this executable has for a card; "" where it has none. */
+export const shippedTable = (card: string): string => SHIPPED.find(([pattern]) => pattern.test(card))?.[1] ?? "";
 
 /** A product out[tokens, n] = x[tokens, k] W^T and what is done with it, as msgl_linear_tune has it. */
 export interface Product {
@@ -31,7 +34,7 @@ export function algorithmFile(card: string): string {
 /** Gives a device the tables for its name, the user's after this executable's. Returns how many lines it took. */
 export function loadAlgorithms(device: Device): number {
   const { name } = device.properties();
-  return [SHIPPED[name] ?? "", cachedTable(name)].reduce((sum, table) => sum + takeAlgorithms(device, table), 0);
+  return [shippedTable(name), cachedTable(name)].reduce((sum, table) => sum + takeAlgorithms(device, table), 0);
 }
 
 /** The user's table; what cannot be read in a cache must not stop a start. */
