@@ -4,7 +4,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { modelProducts } from "../../src/cli/tune.ts";
-import { algorithmFile, mergeTable, readTable, writeTable } from "../../src/native/algorithms.ts";
+import { algorithmFile, mergeTable, readTable, shippedTable, writeTable } from "../../src/native/algorithms.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "minisgl-tune-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -46,6 +46,14 @@ describe("a table", () => {
 });
 
 describe("the tables that come with the program", () => {
+  test("are for all cards of a family, but not for a part of a card", () => {
+    const cards = ["H200", "H200 NVL", "H100 80GB HBM3", "H100 PCIe", "H100 NVL", "GH200 480GB"];
+    for (const card of cards) expect(shippedTable(`NVIDIA ${card}`)).toStartWith("# NVIDIA H200");
+    for (const card of ["A100-SXM4-80GB", "H20", "H100 80GB HBM3 MIG 1g.10gb"]) {
+      expect(shippedTable(`NVIDIA ${card}`)).toBe("");
+    }
+  });
+
   const tables = join(import.meta.dir, "../../src/native/algorithms");
   const line =
     /^\d+ \d+ \d+ (plain|add|f32|gated) (tiled (64|128) (16|32|64|128|256) [1-8] \d+|cublaslt( -?\d+){9}) # [\d.]+ us$/;
