@@ -1,7 +1,7 @@
-import type { ModelConfig } from "../checkpoint/types.ts";
+import type { Checkpoint, ModelConfig } from "../checkpoint/types.ts";
 import type { EngineOptions } from "../message/types.ts";
 import type { DeviceProperties } from "../native/device.ts";
-import { bytesOf, type DType } from "../native/tensor.ts";
+import { bytesOf, DType } from "../native/tensor.ts";
 
 /** What a device serves with where the command line leaves a field out. */
 interface DeviceDefaults {
@@ -11,11 +11,19 @@ interface DeviceDefaults {
   memoryRatio: number;
 }
 
+/** Sequences that run at the same time where the command line leaves that out. */
+export const DEFAULT_RUNNING_REQUESTS = { gpu: 256, cpu: 64 } as const;
+
 /** A GPU has memory of its own to fill and a launch cost that graphs save; a CPU has neither. */
 function deviceDefaults(gpu: boolean): DeviceDefaults {
   return gpu
-    ? { maxRunningRequests: 256, maxPrefillLength: 8192, graphMaxBatchSize: 256, memoryRatio: 0.9 }
-    : { maxRunningRequests: 64, maxPrefillLength: 512, graphMaxBatchSize: 0, memoryRatio: 0 };
+    ? {
+        maxRunningRequests: DEFAULT_RUNNING_REQUESTS.gpu,
+        maxPrefillLength: 8192,
+        graphMaxBatchSize: 256,
+        memoryRatio: 0.9,
+      }
+    : { maxRunningRequests: DEFAULT_RUNNING_REQUESTS.cpu, maxPrefillLength: 512, graphMaxBatchSize: 0, memoryRatio: 0 };
 }
 
 /** What a CPU gives the KV pool at the least, and the share of the free memory that a whole context may take there. */
@@ -50,6 +58,43 @@ export function stepLimits(options: EngineOptions, properties: DeviceProperties)
     maxSamples: Math.max(maxSequences, Math.min(LEAST_SAMPLES, maxTokens - 1)),
     graphMaxBatchSize: Math.min(graphMaxBatchSize, maxSequences),
   };
+}
+
+/**
+ * Bytes of a model's weights on a device, but for what it pads them with.
+ * @throws Error when they do not fit, saying by how much: a CPU takes memory when it is written, and too much would be
+ * noticed by the kernel, which kills.
+ */
+export function planWeights(
+  { config, tensors }: Pick<Checkpoint, "config" | "tensors">,
+  dtype: DType,
+  activationType: DType,
+  properties: Pick<DeviceProperties, "freeMemory" | "name" | "keeps">,
+): number {
+  const unread = config.tieWordEmbeddings ? "lm_head.weight" : "";
+  const bytes =
+    tensors.size === 0
+      ? bytesOf(dtype, matrixValues(config))
+      : [...tensors.values()].reduce((sum, { name, type, shape }) => {
+          const stored = DType[type];
+          const kept = stored >= DType.Q8_0 && properties.keeps(stored) ? stored : dtype;
+          const count = shape.reduce((product, length) => product * length, 1);
+          return sum + (name === unread ? 0 : bytesOf(shape.length > 1 ? kept : activationType, count));
+        }, 0);
+  const { freeMemory, name } = properties;
+  if (bytes <= freeMemory) return bytes;
+  const [needed, free, lacking] = [bytes, freeMemory, bytes - freeMemory].map(
+    (value) => `${(value / 1e9).toFixed(1)} GB`,
+  );
+  throw new Error(`the weights need ${needed}, ${free} are free: ${lacking} too little (${name})`);
+}
+
+/** Values of all matrices. */
+function matrixValues(config: ModelConfig): number {
+  const { vocabularySize, hiddenSize, intermediateSize, numLayers, numHeads, numKvHeads, headDim } = config;
+  const attention = (2 * numHeads + 2 * numKvHeads) * headDim * hiddenSize;
+  const tables = (config.tieWordEmbeddings ? 1 : 2) * vocabularySize * hiddenSize;
+  return numLayers * (attention + 3 * intermediateSize * hiddenSize) + tables;
 }
 
 export interface PoolPlan {

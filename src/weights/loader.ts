@@ -145,14 +145,8 @@ export class WeightLoader {
     return stored >= DType.Q8_0 && this.properties.keeps(stored) ? stored : this.dtype;
   }
 
-  /** A CPU takes memory when it is written: too much would be noticed by the kernel, which kills, and not by us. */
   private count(bytes: number): void {
     this.bytes += bytes;
-    const { freeMemory, name } = this.properties;
-    if (this.bytes <= freeMemory) return;
-    throw new Error(
-      `too little memory: the weights take more than the ${(freeMemory / 1e9).toFixed(1)} GB that are free (${name})`,
-    );
   }
 
   private open(path: string): WeightFile {

@@ -1,6 +1,6 @@
 import { afterAll, expect, test } from "bun:test";
 import type { Checkpoint, TensorInfo } from "../../src/checkpoint/types.ts";
-import { DType } from "../../src/native/tensor.ts";
+import { bytesOf, DType } from "../../src/native/tensor.ts";
 import { WeightLoader } from "../../src/weights/loader.ts";
 import { activation, openDevice } from "./harness.ts";
 
@@ -13,23 +13,20 @@ const reason = (promise: Promise<unknown>): Promise<string> =>
     (error: Error) => error.message,
   );
 
-function loaderOf(freeMemory: number, dummy: boolean, tensors: Checkpoint["tensors"] = new Map()): WeightLoader {
-  const properties = { ...device.properties(), freeMemory };
+function loaderOf(dummy: boolean, tensors: Checkpoint["tensors"] = new Map()): WeightLoader {
   const checkpoint = {
     path: "/model",
     tensors,
     config: { architecture: "llama" },
   } as Partial<Checkpoint> as Checkpoint;
-  return new WeightLoader(device, properties, checkpoint, DType.BF16, activation, dummy);
+  return new WeightLoader(device, device.properties(), checkpoint, DType.BF16, activation, dummy);
 }
 
-test("weights that exceed the free memory together are refused, though each of them fits", () => {
-  const loader = loaderOf(5 << 20, true);
-  const megabytes = (count: number) => loader.matrix([{ name: `w${count}`, rows: count * 512 }], 1024);
-  expect(megabytes(2).bytes).toBe(2 << 20);
-  megabytes(2);
-  expect(loader.bytes).toBe(4 << 20);
-  expect(() => megabytes(2)).toThrow(/too little memory: the weights take more than the 0\.0 GB that are free/);
+test("the device memory of weights is counted", () => {
+  const loader = loaderOf(true);
+  expect(loader.matrix([{ name: "w", rows: 1024 }], 1024).bytes).toBe(2 << 20);
+  loader.norm("n", 512);
+  expect(loader.bytes).toBe((2 << 20) + bytesOf(activation, 512));
 });
 
 test("nothing is read of a checkpoint that does not fit the model", async () => {
@@ -37,7 +34,7 @@ test("nothing is read of a checkpoint that does not fit the model", async () => 
     name,
     { name, type: "F32", shape: [8, 8], file: "/not/there", offset: 0, bytes: 256, interleavedRows: false },
   ];
-  const loader = loaderOf(1 << 30, false, new Map([tensor("a"), tensor("b")]));
+  const loader = loaderOf(false, new Map([tensor("a"), tensor("b")]));
   loader.matrix([{ name: "a", rows: 8 }], 8);
   expect(() => loader.matrix([{ name: "c", rows: 8 }], 8)).toThrow('/model: tensor "c" is missing');
   expect(() => loader.matrix([{ name: "b", rows: 9 }], 8)).toThrow("has shape [8, 8], the configuration wants [9, 8]");
