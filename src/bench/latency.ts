@@ -15,16 +15,27 @@ export interface LatencyOptions {
   repeats: number;
 }
 
-/** Time per decode step for each batch size: the median of a few runs, each over its steady part. */
+/**
+ * Time per decode step for each batch size: the median of a few runs, each over its steady part.
+ * @throws Error where sequences would not decode together, or not at the context asked for
+ */
 export async function benchLatency(
   runtime: RuntimeInterface,
   options: LatencyOptions,
   roofline: Roofline | null,
 ): Promise<Report> {
+  const { batches, context, tokens, repeats } = options;
+  const { maxRunningRequests } = runtime.info;
+  const [largest, least] = [Math.max(...batches), Math.floor(tokens / 2) + 1];
+  if (largest > maxRunningRequests) {
+    throw new Error(`--batch ${largest} needs --max-running-requests ${largest}: ${maxRunningRequests} run at a time`);
+  }
+  if (context < least) {
+    throw new Error(`--context ${context} cannot be the middle of --tokens ${tokens}: it has to be at least ${least}`);
+  }
   await warmUp(runtime);
   const groups: Awaited<ReturnType<typeof measure>>[] = [];
-  for (const batch of options.batches) groups.push(await measure(runtime, batch, options, roofline));
-  const { context, tokens, repeats } = options;
+  for (const batch of batches) groups.push(await measure(runtime, batch, options, roofline));
   const pointsOf = (key: string) =>
     groups.map(({ batch, figures }): [number, number] => [batch, figures.find((figure) => figure.key === key)!.value]);
   return {
@@ -37,6 +48,7 @@ export async function benchLatency(
       {
         title: `latency at a context of ${context}, ${runtime.info.model}`,
         xLabel: "sequences",
+        xScale: "log2",
         yLabel: "ms a step",
         series: [
           { name: "measured", points: pointsOf("step_milliseconds") },
@@ -53,7 +65,7 @@ async function measure(
   { context, tokens, repeats }: LatencyOptions,
   roofline: Roofline | null,
 ): Promise<{ name: string; batch: number; figures: Figure[] }> {
-  const input = Math.max(1, context - Math.floor(tokens / 2));
+  const input = context - Math.floor(tokens / 2);
   const steps: number[] = [];
   const firsts: number[] = [];
   const idle = new IdleMeter(runtime);
@@ -62,7 +74,13 @@ async function measure(
     const run = await drive(runtime, randomItems(shapes, runtime.info.vocabularySize, repeat + 1), {
       temperature: 0.6,
     });
-    steps.push(steadyStep(run));
+    const step = steadyStep(run);
+    if (Number.isNaN(step)) {
+      throw new Error(
+        `--batch ${batch}: the sequences never decoded together; they need more --tokens, or more --num-pages`,
+      );
+    }
+    steps.push(step);
     firsts.push(Math.max(...run.arrivals.map(({ times }) => times[0] ?? Number.NaN)));
     await runtime.flushCache();
   }

@@ -10,6 +10,7 @@ import type { Report } from "../bench/report.ts";
 import { measureLimits, modelCost, type Roofline } from "../bench/roofline.ts";
 import { benchServe } from "../bench/serve.ts";
 import { openCheckpoint } from "../checkpoint/open.ts";
+import { DEFAULT_RUNNING_REQUESTS } from "../engine/memory-plan.ts";
 import { DEFAULT_OPTIONS } from "../runtime/options.ts";
 import type { Runtime } from "../runtime/runtime.ts";
 import type { SpawnWorker } from "../runtime/types.ts";
@@ -72,16 +73,25 @@ function addOffline(bench: Command, spawn: SpawnWorker): void {
 function addLatency(bench: Command, spawn: SpawnWorker): void {
   benchmark(bench, "latency", "time per decode step at a fixed context")
     .addOption(plotFlag())
-    .addOption(worded("--batch <n,...>", "sequences that decode together", integers(1, 65536), [1, 8], "1,8"))
+    .addOption(worded("--batch <n,...>", "sequences that decode together", integers(1, 4096), [1, 8], "1,8"))
     .option("--context <tokens>", "context in the middle of the measurement", integer(1), 1024)
     .option("--tokens <n>", "tokens that each sequence generates", integer(2), 128)
     .option("--repeats <n>", "runs of which the median is taken", integer(1, 1000), 3)
     .action(
       async ({ batch, ...flags }: Flags<{ batch: number[]; context: number; tokens: number; repeats: number }>) => {
         const options = { ...flags, batches: batch };
-        await measure(flags, spawn, (runtime, roofline) => benchLatency(runtime, options, roofline));
+        await measure(roomFor(flags, Math.max(...batch)), spawn, (runtime, roofline) =>
+          benchLatency(runtime, options, roofline),
+        );
       },
     );
+}
+
+/** The flags, with room for a batch where a device's default may have none; what the user asked for stays. */
+function roomFor<T extends EngineFlags>(flags: T, batch: number): T {
+  const { gpu, cpu } = DEFAULT_RUNNING_REQUESTS;
+  const isEnough = flags.maxRunningRequests > 0 || batch <= cpu;
+  return isEnough ? flags : { ...flags, maxRunningRequests: Math.max(batch, gpu) };
 }
 
 function addPrefill(bench: Command, spawn: SpawnWorker): void {

@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, spyOn, test } from "bun:test";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { describe as describeError } from "../../src/cli/errors.ts";
 import { createProgram, usageError } from "../../src/cli/main.ts";
@@ -159,6 +162,9 @@ describe("what is wrong is said in one line", () => {
     ],
     [["generate", "--max-tokns", "1"], "unknown option '--max-tokns'. Did you mean '--max-tokens'?"],
     [["bench", "offline", "--sequence", "1"], "unknown option '--sequence'. Did you mean '--sequences'?"],
+    [["bench", "serve", "--port", "7"], "unknown option '--port'. Did you mean '--plot'?"],
+    [["doctor", "--threds", "1"], "unknown option '--threds'. Did you mean '--threads'?"],
+    [["doctor", "--page-size", "1"], "unknown option '--page-size'"],
     [["bench", "ofline"], "unknown command 'ofline'. Did you mean one of 'offline', 'online'?"],
     [["help", "foo"], "unknown command 'foo'"],
     [["bench", "help", "foo"], "unknown command 'foo'"],
@@ -177,10 +183,12 @@ describe("what is wrong is said in one line", () => {
     [["--model", "m", "--attn", "trtllm"], "use fa, fi or auto"],
     [["--model", "m", "--attn", "fa,fi,fa"], "two as prefill,decode"],
     [["generate", "--model", "m", "--prompts", "f", "text"], "give a prompt or --prompts, not both"],
-    [["bench", "latency", "--model", "m", "--batch", "1,x"], "It must be an integer from 1 to 65536."],
+    [["bench", "latency", "--model", "m", "--batch", "1,x"], "It must be an integer from 1 to 4096."],
     [["bench", "online", "--url", "no address"], "It must be an address such as http://127.0.0.1:1919."],
     [["bench", "host", "--json", "/no/such/folder/file"], "cannot write the figures: ENOENT"],
     [["doctor", "--json", "/no/such/folder/file"], "cannot write the report: ENOENT"],
+    [["tune"], "no model given: add --model"],
+    [["tune", "--model-path", "m", "--output", "/no/such/folder/file"], "cannot write the table: ENOENT"],
     [["tune", "--model", "m", "--tokens", "16,x"], "It must be an integer from 1 to 131072."],
   ])("%j", async (args, message) => {
     const text = await refusal(...args);
@@ -205,6 +213,29 @@ describe("what is wrong is said in one line", () => {
       );
     }
   });
+});
+
+test("a doctor that is asked for an op it does not know says so before it checks any", async () => {
+  const write = spyOn(process.stdout, "write").mockImplementation(() => true);
+  try {
+    const text = await refusal("doctor", "--device", "cpu", "--threads", "1", "--ops", "copy_fill,nonsense");
+    expect(text).toMatch(/^there is no check of nonsense; there are those of copy_fill, .*sample$/);
+    expect(write.mock.calls.join("")).not.toContain("Checking");
+  } finally {
+    write.mockRestore();
+  }
+});
+
+test("a run that fails leaves no file for its figures, and one that was there alone", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "minisgl-cli-"));
+  const [made, kept] = [join(folder, "new.json"), join(folder, "old.json")];
+  writeFileSync(kept, "{}");
+  for (const file of [made, kept]) {
+    expect(await refusal("bench", "prefill", "--model", "/not/there", "--json", file)).toContain("/not/there");
+  }
+  expect(existsSync(made)).toBe(false);
+  expect(readFileSync(kept, "utf8")).toBe("{}");
+  rmSync(folder, { recursive: true });
 });
 
 test("an error of several lines is told in one", () => {
