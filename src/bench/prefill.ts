@@ -59,7 +59,7 @@ export async function benchPrefill(
         title: `prefill of ${sequences} x ${length} tokens, ${runtime.info.model}`,
         xLabel: "seconds",
         yLabel: "prompts computed",
-        series: [{ name: "", points: ranked(run.arrivals.map(({ times }) => times[0] ?? Number.NaN)) }],
+        series: [{ name: "computed", points: ranked(run.arrivals.map(({ times }) => times[0] ?? Number.NaN)) }],
       },
     ],
   };

@@ -2,6 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { runClient } from "../../src/bench/client.ts";
 import { type Arrival, drive, percentile, type Run, steadyStep } from "../../src/bench/drive.ts";
 import { writeDummyModel } from "../../src/bench/dummy-model.ts";
+import { benchLatency } from "../../src/bench/latency.ts";
 import { plotSvg } from "../../src/bench/plot.ts";
 import { formatReport, passes, type Report, reportJson } from "../../src/bench/report.ts";
 import { decodeLimit, type Limits, modelCost, prefillLimit, workloadLimit } from "../../src/bench/roofline.ts";
@@ -222,7 +223,62 @@ test("a plot draws its lines to scale and escapes its words", () => {
   });
   expect(svg).toContain("a &#60; b");
   // The axes end at 100 and 400: left-bottom corner, middle, right-top corner of the area.
-  expect(svg).toContain('points="80,350 390,195 700,40"');
+  expect(svg).toContain('points="80,350 390,203 700,56"');
+  // Its name stands above the area.
+  expect(svg).toMatch(/<text x="700" y="44"[^>]*><tspan[^>]*>one</);
+});
+
+describe("a plot", () => {
+  const draw = (points: [number, number][], xScale?: "log2") =>
+    plotSvg({ title: "", xLabel: "", yLabel: "", xScale, series: [{ name: "", points }] });
+  const circles = (svg: string) => [...svg.matchAll(/<circle cx="(\S+)" cy="(\S+)"/g)].map(([, x, y]) => `${x},${y}`);
+
+  test("shows a single point, and each of a few", () => {
+    expect(circles(draw([[100, 400]]))).toEqual(["700,56"]);
+    expect(circles(draw([[8, 1]], "log2"))).toEqual(["80,56"]);
+    expect(circles(draw(Array.from({ length: 100 }, (_, x) => [x, x])))).toEqual([]);
+  });
+
+  test("by doublings gives each the same width", () => {
+    const svg = draw(
+      [
+        [1, 0],
+        [4, 1],
+        [16, 2],
+      ],
+      "log2",
+    );
+    expect(circles(svg)).toEqual(["80,350", "390,203", "700,56"]);
+    for (const tick of [1, 2, 4, 8, 16]) expect(svg).toContain(`>${tick}</text>`);
+  });
+
+  test("leaves out what was not measured, even if that is all", () => {
+    expect(
+      circles(
+        draw(
+          [
+            [1, Number.NaN],
+            [4, 1],
+          ],
+          "log2",
+        ),
+      ),
+    ).toHaveLength(1);
+    for (const svg of [draw([[0, 0]]), draw([[1, Number.NaN]]), draw([], "log2"), draw([])]) {
+      expect(svg).not.toMatch(/NaN|Infinity/);
+    }
+  });
+});
+
+describe("latency is refused", () => {
+  const options = { batches: [1, 8], context: 64, tokens: 16, repeats: 1 };
+  test.each([
+    [{ batches: [1, 9] }, "--batch 9 needs --max-running-requests 9: 8 run at a time"],
+    [{ context: 8 }, "--context 8 cannot be the middle of --tokens 16: it has to be at least 9"],
+    [{ tokens: 2 }, "--batch 8: the sequences never decoded together; they need more --tokens"],
+  ])("with %j", async (change, reason) => {
+    await expect(benchLatency(new FakeRuntime(), { ...options, ...change }, null)).rejects.toThrow(reason);
+  });
 });
 
 test("the made-up model has the tokenizer that its config promises", async () => {
