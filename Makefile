@@ -79,6 +79,10 @@ $(BUILD)/libminisgl-null.so: $(NULL_OBJECTS)
 # Where there is nvcc: `make cuda-library`, some 20 minutes for all architectures. What it has built is embedded.
 ifneq ($(NVCC),)
 include cuda/kernels/build.mk
+else
+.PHONY: cuda-library
+cuda-library:
+	@echo "make cuda-library needs nvcc on PATH (CUDA 13), or NVCC=/path/to/nvcc" >&2; exit 1
 endif
 
 LIBRARIES := $(BUILD)/libminisgl-cpu.so $(BUILD)/libminisgl-null.so
