@@ -64,10 +64,15 @@ Found driver() {
 }
 
 Found libcuda() {
-  const auto initialize = function_of<int (*)(unsigned)>("libcuda.so.1", "cuInit");
-  if (const int status = initialize(0); status != 0) fail("the driver does not answer: cuInit gives status %d", status);
+  constexpr const char *library = "libcuda.so.1";
+  constexpr int no_device = 100, least = CUDART_VERSION / 1000 * 1000;  // CUDA_ERROR_NO_DEVICE; any minor version does
+  const auto initialize = function_of<int (*)(unsigned)>(library, "cuInit");
+  const int status = initialize(0);
+  if (status == no_device) fail("the driver has no GPU");
   int version = 0;
-  check(cudaDriverGetVersion(&version), "cudaDriverGetVersion");
+  if (function_of<int (*)(int *)>(library, "cuDriverGetVersion")(&version) == 0 && version < least)
+    fail("the driver is for CUDA %s, this library needs %s", cuda_version(version).c_str(), cuda_version(least).c_str());
+  if (status != 0) fail("the driver does not answer: cuInit gives status %d", status);
   return {cuda_version(version), file_of(reinterpret_cast<const void *>(initialize))};
 }
 

@@ -18,6 +18,7 @@ type Line = z.infer<typeof lineSchema>;
 export async function score(file: string, chunk: number, options: EngineOptions): Promise<void> {
   const lines = readLines(file);
   const { engine, info } = await loadEngine(options);
+  if (info.warning !== null) process.stderr.write(`minisgl: ${info.warning}\n`);
   try {
     lines.forEach((line, index) => {
       check(line, index, engine.maxContext, info.vocabularySize);

@@ -25,7 +25,7 @@ export async function serve(engineOptions: RuntimeOptions, flags: ServerFlags, s
   endOnSignals(server, () => runtime, flags, manager, log);
   // A terminal gets a bar, what collects lines gets lines like all others.
   const progress = process.stderr.isTTY ? process.stderr : { write: (line: string) => log("info", line.trimEnd()) };
-  const started = await startRuntime(options, spawn, progress);
+  const started = await startRuntime(options, spawn, progress, (message) => log("warning", message));
   warnIfShortened(options, started, log);
   watch(started, flags.watchdogTimeout, manager);
   runtime = started;

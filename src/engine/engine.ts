@@ -48,6 +48,8 @@ export class Engine implements StepEngine {
   private lastLogits: Tensor | null = null;
   private lastDone: Event | null = null;
   private readonly timed: boolean;
+  /** What capturing all graphs took. */
+  readonly captureSeconds: number;
 
   /** Plans and allocates everything that steps need. @throws Error when it does not fit the device. */
   constructor(
@@ -85,8 +87,11 @@ export class Engine implements StepEngine {
     this.batch = new DeviceBatch(device, layout, this.pool.maxContext, this.pool.numPages);
     this.sampler = new Sampler(device, this.batch, layout, this.arena, scratch.copiedLogits, config.vocabularySize);
     this.slots = Array.from({ length: STEP_SLOTS }, (_, index) => new StepSlot(device, layout, index));
+    device.synchronize();
+    const began = performance.now();
     this.graphs = this.captureGraphs(steps.graphMaxBatchSize);
     device.synchronize();
+    this.captureSeconds = (performance.now() - began) / 1000;
   }
 
   get maxSequences(): number {
@@ -125,10 +130,11 @@ export class Engine implements StepEngine {
     const size = decodeOnly ? graphs.paddedSize(batch.sequences) : 0;
     const sequences = size || batch.sequences;
     this.batch.pad(slot, sequences);
-    if (this.timed) device.record(slot.begin);
-    this.batch.write(slot);
     const decode = batch.decodeSequences + sequences - batch.sequences;
     this.plan.update(batch.queryLengths, batch.contextLengths, sequences, decode, size > 0);
+    // Behind the planning: a device that waits for it is idle.
+    if (this.timed) device.record(slot.begin);
+    this.batch.write(slot);
     ranges.push(batch.decodeSequences === batch.sequences ? "decode" : "prefill");
     const logits = size > 0 ? graphs.replay(size) : this.forward(batch.sequences, batch.tokens, batch.samples);
     ranges.pop();

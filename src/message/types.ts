@@ -183,8 +183,13 @@ export interface EngineInfo {
   numPages: number;
   pageSize: number;
   weightBytes: number;
-  poolBytes: number;
+  /** What bringing the weights to the device took, capturing the graphs of decode steps, and all of the loading. */
+  weightSeconds: number;
+  captureSeconds: number;
   loadSeconds: number;
+  poolBytes: number;
+  /** What the user should know of where it runs; null: nothing. */
+  warning: string | null;
 }
 
 /** Words of the statistics block that the scheduler keeps up to date in shared memory, once a step. */

@@ -2,29 +2,51 @@ import { join } from "node:path";
 import { loadAlgorithms } from "./algorithms.ts";
 import { Device } from "./device.ts";
 import { libraries } from "./libraries.generated.ts";
-import { deviceCount, NativeError, openLibrary } from "./library.ts";
+import { deviceCount, type Foundation, foundations, NativeError, openLibrary } from "./library.ts";
 
 export type DeviceKind = "cuda" | "cpu" | "null";
+
+export interface OpenedDevice {
+  device: Device;
+  kind: DeviceKind;
+  /** Why it is not the GPU that this host seems to have. */
+  warning?: string;
+}
 
 /**
  * Opens a device of this kind with the library that was built for it; "auto" takes CUDA if a GPU answers, else the CPU.
  * @throws NativeError where this executable has no such library or the host no such device.
  */
-export function openDevice(kind: DeviceKind | "auto", threads: number): { device: Device; kind: DeviceKind } {
-  if (kind === "auto") return openDevice(gpuAnswers() ? "cuda" : "cpu", threads);
+export function openDevice(kind: DeviceKind | "auto", threads: number): OpenedDevice {
+  if (kind === "auto") return openAny(threads);
   const path = libraries[kind];
   if (!path) throw new NativeError(`this build has no ${kind} library; see the README on building with nvcc`);
   const library = openLibrary(path);
   if (deviceCount(library) === 0) {
-    throw new NativeError(`no ${kind} device answers: is the driver installed and loaded? --device cpu runs without`);
+    const problem = driverProblem(foundations(library));
+    const reason = problem === null ? "is the driver installed and loaded?" : `${problem};`;
+    throw new NativeError(`no ${kind} device answers: ${reason} --device cpu runs without`);
   }
   const device = new Device(library, 0, threads);
   if (kind === "cuda") loadAlgorithms(device);
   return { device, kind };
 }
 
-function gpuAnswers(): boolean {
-  return libraries.cuda !== undefined && deviceCount(openLibrary(libraries.cuda)) > 0;
+function openAny(threads: number): OpenedDevice {
+  if (libraries.cuda === undefined) return openDevice("cpu", threads);
+  const library = openLibrary(libraries.cuda);
+  if (deviceCount(library) > 0) return openDevice("cuda", threads);
+  const problem = driverProblem(foundations(library));
+  const opened = openDevice("cpu", threads);
+  return problem === null ? opened : { ...opened, warning: `computing on the CPU, since no GPU answers: ${problem}` };
+}
+
+/** What keeps a driver that is there from answering; null where there is none, or no GPU. */
+export function driverProblem(found: readonly Foundation[]): string | null {
+  const driver = found.find(({ name }) => name === "libcuda");
+  if (driver === undefined || driver.version !== "" || /^(not found|the driver has no GPU)/.test(driver.where))
+    return null;
+  return driver.where;
 }
 
 /** Writes the libraries within this executable to a folder, under the names that the Makefile gives them. */

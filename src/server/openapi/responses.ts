@@ -197,6 +197,8 @@ export const serverInfo = z.strictObject({
   weight_bytes: count,
   pool_bytes: count,
   load_seconds: number,
+  weight_seconds: number,
+  capture_seconds: number,
   num_running_requests: count,
   num_waiting_requests: count,
   num_used_pages: count,

@@ -29,6 +29,8 @@ export function adminRoutes(app: Hono<Environment>, context: ServerContext): voi
       weight_bytes: info.weightBytes,
       pool_bytes: info.poolBytes,
       load_seconds: info.loadSeconds,
+      weight_seconds: info.weightSeconds,
+      capture_seconds: info.captureSeconds,
       num_running_requests: statistics.runningRequests,
       num_waiting_requests: statistics.waitingRequests,
       num_used_pages: statistics.usedPages,

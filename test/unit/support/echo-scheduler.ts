@@ -73,7 +73,10 @@ const info: EngineInfo = {
   pageSize: 1,
   weightBytes: 0,
   poolBytes: 0,
+  weightSeconds: 0,
+  captureSeconds: 0,
   loadSeconds: 0,
+  warning: null,
 };
 await runSchedulerThread(data, async (_, output, statistics, onProgress) => {
   onProgress("echo", 1, 2);

@@ -131,7 +131,10 @@ export class FakeRuntime implements RuntimeInterface {
     pageSize: 1,
     weightBytes: 1,
     poolBytes: 1,
+    weightSeconds: 0,
+    captureSeconds: 0,
     loadSeconds: 0,
+    warning: null,
   };
 
   async generate(prompt: Prompt, parameters: GenerationParameters, signal?: AbortSignal): Promise<Generation> {
