@@ -50,17 +50,21 @@ std::vector<std::string> candidates() {
 
 CublasLt::CublasLt() {
   void *library = nullptr;
-  std::string errors;
+  std::string reason;  // of the first that is there and cannot be opened, else of the last
+  bool found = false;
   for (const std::string &candidate : candidates()) {
     library = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
     path = candidate;
     if (library != nullptr) break;
-    errors = dlerror();
+    const std::string error = dlerror();
+    if (found) continue;
+    found = error.find("No such file") == std::string::npos;
+    reason = error;
   }
   if (library == nullptr)
-    fail("cuBLASLt was not found (%s). Install the CUDA toolkit or `pip install nvidia-cublas`, or name the file "
+    fail("cuBLASLt %s (%s). Install the CUDA toolkit or `pip install nvidia-cublas`, or name the file "
          "libcublasLt.so.12 or .13 in MINISGL_CUBLASLT",
-         errors.c_str());
+         found ? "cannot be opened" : "was not found", reason.c_str());
   const auto find = [&](auto &function, const char *name) {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
     if (function == nullptr) fail("%s has no %s", path.c_str(), name);
