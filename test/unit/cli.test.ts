@@ -14,8 +14,10 @@ import {
   toRuntimeOptions,
 } from "../../src/cli/options.ts";
 import { formatBytes, Progress } from "../../src/cli/progress.ts";
+import { describeModel } from "../../src/cli/runtime.ts";
 import { readKeys, type ServerFlags, serverFlags } from "../../src/cli/server-options.ts";
 import { DEFAULT_OPTIONS } from "../../src/runtime/options.ts";
+import { FakeRuntime } from "./support/fake-runtime.ts";
 
 /** The flags of a command with every option there is. */
 function parse<T = EngineFlags>(...args: string[]): T {
@@ -347,6 +349,16 @@ describe("progress", () => {
       "loading weights: 100% of 2.0 GB\n",
     ]);
   });
+});
+
+test("the ready line tells how fast the weights came, and what the graphs took", () => {
+  const { info } = new FakeRuntime();
+  const loaded = { ...info, weightBytes: 8e9, weightSeconds: 0.8, captureSeconds: 0.52, loadSeconds: 1.9 };
+  expect(describeModel(loaded)).toBe(
+    "fake.gguf (llama in float32 on cpu, weights 8.0 GB in 0.8 s (10 GB/s), context 4096, 4096 pages of 1 token (1 B), " +
+      "graphs captured in 0.5 s, loaded in 1.9 s)",
+  );
+  expect(describeModel({ ...loaded, captureSeconds: 0.0001 })).not.toContain("graphs");
 });
 
 test("bytes", () => {
