@@ -34,7 +34,7 @@ export function addTune(program: Command): void {
     )
     .option(
       "--output <file>",
-      "keep them in this file, which no start reads until it is copied to where it says at its end",
+      "keep them in this file and not in ~/.cache/minisgl/algorithms; to use it, copy it there under the card's name",
     )
     .action(tune);
 }
