@@ -38,15 +38,17 @@ function openAny(threads: number): OpenedDevice {
   if (deviceCount(library) > 0) return openDevice("cuda", threads);
   const problem = driverProblem(foundations(library));
   const opened = openDevice("cpu", threads);
-  return problem === null ? opened : { ...opened, warning: `computing on the CPU, since no GPU answers: ${problem}` };
+  if (problem === null || problem === NO_GPU) return opened;
+  return { ...opened, warning: `computing on the CPU, since no GPU answers: ${problem}` };
 }
 
-/** What keeps a driver that is there from answering; null where there is none, or no GPU. */
-export function driverProblem(found: readonly Foundation[]): string | null {
+/** What a driver says on a host that has none of its devices; see libraries.cu. */
+const NO_GPU = "the driver has no GPU";
+
+/** Why the driver that is there gives no device; null where there is no driver. */
+function driverProblem(found: readonly Foundation[]): string | null {
   const driver = found.find(({ name }) => name === "libcuda");
-  if (driver === undefined || driver.version !== "" || /^(not found|the driver has no GPU)/.test(driver.where))
-    return null;
-  return driver.where;
+  return driver === undefined || driver.version !== "" || driver.where.startsWith("not found") ? null : driver.where;
 }
 
 /** Writes the libraries within this executable to a folder, under the names that the Makefile gives them. */

@@ -56,6 +56,12 @@ describe.skipIf(!built)("with the CUDA library", () => {
     expect(stderr).not.toContain("GPU");
   });
 
+  test("a host without a GPU says so to who wants one", async () => {
+    const { code, stderr } = await run("gpuless", ...answer, "--device", "cuda");
+    expect(code).toBe(1);
+    expect(stderr).toContain("no cuda device answers: the driver has no GPU;");
+  });
+
   test("a cuBLASLt that cannot be opened is named, not the places that have none", async () => {
     mkdirSync(folder("junk"));
     writeFileSync(join(folder("junk"), "libcublasLt.so.13"), "not a library");
