@@ -1,4 +1,5 @@
 /* elementwise.cu: rows copied by index (embedding, gather) and SiLU(gate) * up; 16 bytes a thread where rows allow it. */
+#include "chain.h"
 #include "linear.h"
 #include "vector.cuh"
 #include "weight.h"
@@ -74,9 +75,11 @@ void minisgl::enqueue_silu_mul(msgl_device *device, void *out, const void *gate_
       using V = std::remove_pointer_t<decltype(vector)>;
       const int vectors = size / V::size;
       const int threads = tokens < 1024 ? 128 : 256;
+      const bool settled = chain_settled(device);
       launch(device, Follow::dependent, silu_mul_kernel<T, V>,
              dim3(tokens, static_cast<unsigned>(ceil_div(vectors, threads))), threads, 0, static_cast<T *>(out),
              static_cast<const T *>(gate_up), vectors);
+      chain_continue(device, settled);
     });
   });
 }

@@ -3,8 +3,8 @@
  *
  *   out^T [n, tokens] = op(W) [n, k]  x^T [k, tokens]      W = the weight's memory as a column-major [k, n], transposed
  */
+#include "chain.h"
 #include "linear.h"
-
 #include "vector.cuh"
 
 namespace minisgl {
@@ -192,14 +192,18 @@ const LinearChoice &Linear::choose(const LinearArguments &a) {
 }
 
 void Linear::run(const LinearArguments &a, const LinearChoice &choice) {
-  if (choice.tiled) return enqueue_tiled(device_, a, choice.plan);
+  const bool settled = chain_settled(device_);
+  if (choice.tiled) {
+    enqueue_tiled(device_, a, choice.plan);
+    return chain_continue(device_, settled);
+  }
   const Product product(*library_, a, a.tokens, fuses_bias(a));
   const float one = 1.f, kept = a.add ? 1.f : 0.f;
   require(library_->matmul(handle_, product.descriptor, &one, a.weight->memory.get(), product.weight, a.x, product.x,
                            &kept, a.out, product.out, a.out, product.out, &choice.algorithm, workspace_.get(),
                            workspace_bytes, device_->stream),
           "the product");
-  device_->stored_cache = nullptr;
+  chain_continue(device_, settled);
   if (a.bias == nullptr || fuses_bias(a)) return;
   dispatch_half(a.dtype, [&](auto *type) {
     using T = std::remove_pointer_t<decltype(type)>;
