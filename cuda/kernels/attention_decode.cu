@@ -192,10 +192,26 @@ void DecodePlan::update(msgl_device *device, const int32_t *context_lengths, int
   int64_t total = 0;
   for (int i = 0; i < sequences; i++) total += tiles_of(i) * shape_.kv_heads;
   std::vector<Start> starts(grid, Start{});
+  const int64_t blocks = std::min<int64_t>(grid, total);
+  // Blocks that keep to one head load one query and meet others once: so it is done where no block gets more tiles by it.
+  const auto head_blocks = [&](int sequence) { return std::max<int64_t>(1, tiles_of(sequence) * blocks / total); };
+  bool separate = true;
+  for (int i = 0; i < sequences; i++)
+    separate &= tiles_of(i) * blocks >= total && ceil_div(tiles_of(i), head_blocks(i)) <= ceil_div(total, blocks);
+  int32_t next = 0;
+  for (int i = 0; separate && i < sequences; i++) {
+    const int64_t tiles = tiles_of(i), parts = head_blocks(i);
+    for (int head = 0; head < shape_.kv_heads; head++) {
+      const int32_t first = next;
+      for (int64_t part = 0; part < parts; part++) {
+        const int32_t begin = part * tiles / parts, end = (part + 1) * tiles / parts;
+        starts[next++] = {i, head, begin, end - begin, first, {}};
+      }
+    }
+  }
   int sequence = 0;
   int64_t before = 0;  // tiles of the sequences before `sequence`
-  const int64_t blocks = std::min<int64_t>(grid, total);
-  for (int64_t block = 0; block < blocks; block++) {
+  for (int64_t block = 0; !separate && block < blocks; block++) {
     const int64_t begin = block * total / blocks, end = (block + 1) * total / blocks;
     while (begin >= before + tiles_of(sequence) * shape_.kv_heads) before += tiles_of(sequence++) * shape_.kv_heads;
     const int64_t within = begin - before, tiles = tiles_of(sequence), first = begin - within % tiles;
