@@ -20,7 +20,8 @@ export function checksFor(properties: DeviceProperties, model: DType): Check[] {
     linear(3, 200, 328, model, "bias"), // sizes that few kernels' tiles divide
     ...[1, 8, 64].map((rows) => linear(rows, 2003, 1024, model, "logits")),
     ...weights.flatMap((dtype) => [1, 8, 64].map((rows) => linear(rows, 512, 1024, dtype))),
-    ...[1, 8, 64].flatMap((rows) => fused(rows, 768, 1024, model)),
+    ...[1, 8, 11, 64].flatMap((rows) => fused(rows, 768, 1024, model)),
+    ...fused(16, 4096, 512, model),
     ...rowOps(1, 1024),
     ...rowOps(64, 4096),
     ...rowOps(300, 576),

@@ -6,6 +6,7 @@ import { type Check, check, EXACT, encode, nameOf, randomValues, rounded } from 
 
 /** The checks for models of a type. */
 export const memoryChecks = (model: DType): Check[] => [
+  copies(4100),
   copies(2 ** 20 + 4),
   randomNumbers(1_000_003, model),
   ...[DType.F32, DType.F16, DType.BF16, DType.Q8_0, DType.Q4_1].map((dtype) => loading(dtype, 512, 1024)),
