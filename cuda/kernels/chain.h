@@ -1,7 +1,9 @@
 /*
- * chain.h: how far ahead attention may read in the chain of kernels that a decode step of few tokens is:
+ * chain.h: how far ahead attention may read in the chain of kernels that a decode step is:
  *
  *   ... product | rotary store | attention | product | product, gated | product | rotary store | attention | ...
+ *
+ * with norms and SiLU between them where the products do not include these.
  *
  * Once an ordinary kernel (vector.cuh) of this step has passed, everything before it has ended, and of what follows in such
  * a chain only a layer's own rotary store writes what its attention reads: one row of K and V, and q. All else, which is
