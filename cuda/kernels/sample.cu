@@ -20,10 +20,49 @@ struct Scratch {
 
 constexpr int threads = 256;
 
-/* grid (rows, parts). 32 registers let a multiprocessor have all its threads. */
+/*
+ * The best draw of this thread's share of begin .. end - 1, with its next logits under way while it draws. The warps of the
+ * block tell each other how far they are, so that few ids are looked at closely. warps_bar: a word of shared memory.
+ */
+DEVICE uint64_t best_draw(const msgl_sampling &row, const float *logits, int begin, int end, uint32_t *warps_bar) {
+  Draw draw(row, begin);
+  if (threadIdx.x == 0) *warps_bar = 0;
+  __syncthreads();
+  if (in_fours(logits, begin, end)) {
+    int id = begin + 4 * threadIdx.x;
+    const auto load = [&](int id) {
+      return id < end ? *reinterpret_cast<const float4 *>(logits + id)
+                      : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    };
+    float4 next = load(id);
+    draw.raise(next, draw.words(static_cast<uint32_t>(id) / 4));
+    draw.meet(warps_bar);
+    __syncthreads();
+    draw.meet(warps_bar);
+#pragma unroll 2
+    for (int all = begin; all < end; all += 4 * threads, id += 4 * threads) {
+      const float4 four = next;
+      next = load(id + 4 * threads);
+      const float most = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
+      if (__all_sync(~0u, draw.missing(most) > Draw::most_noise)) continue;
+      const Philox drawn = draw.words(static_cast<uint32_t>(id) / 4);
+      if (!__any_sync(~0u, draw.promising(four, drawn))) continue;
+      draw.meet(warps_bar);
+      if (!__any_sync(~0u, draw.promising(four, drawn))) continue;
+      draw.consider(four, id, drawn);
+      draw.meet(warps_bar);
+    }
+  } else {
+    for (int id = begin + threadIdx.x; id < end; id += threads) draw(logits[id], id);
+  }
+  return begin < end ? candidate(draw.best, draw.best_id) : 0;
+}
+
+/* grid (rows, parts) */
 template <bool Random>
-__global__ void __maxnreg__(32) sample_kernel(const Sampling s, Scratch *scratch) {
+__global__ void __launch_bounds__(threads, 6) sample_kernel(const Sampling s, Scratch *scratch) {
   __shared__ uint64_t warps_best[32];
+  __shared__ uint32_t warps_bar;
   dependency_wait();
   dependency_trigger();
   const int index = blockIdx.x;
@@ -32,15 +71,12 @@ __global__ void __maxnreg__(32) sample_kernel(const Sampling s, Scratch *scratch
 
   const int part = static_cast<int>(ceil_div(ceil_div(s.vocabulary, gridDim.y), 4) * 4);
   const int begin = min(s.vocabulary, static_cast<int>(blockIdx.y) * part), end = min(s.vocabulary, begin + part);
-  Draw draw(row, begin);
+  const float *logits = s.logits + static_cast<int64_t>(index) * s.vocabulary;
   uint64_t best = 0;
-  for_each_four(s.logits + static_cast<int64_t>(index) * s.vocabulary, begin, end, [&](int id, auto logits) {
-    if (Random && row.temperature > 0.f)
-      draw(logits, id);
-    else
-      best = max(best, candidate(logits, id));
-  });
-  if (Random && row.temperature > 0.f && begin < end) best = candidate(draw.best, draw.best_id);
+  if (Random && row.temperature > 0.f)
+    best = best_draw(row, logits, begin, end, &warps_bar);
+  else
+    for_each_four(logits, begin, end, [&](int id, auto values) { best = max(best, candidate(values, id)); });
   best = block_best(best, warps_best);
   if (threadIdx.x != 0) return;
   if (gridDim.y > 1) {
@@ -64,9 +100,12 @@ int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, 
     if (count > max_sampling_rows) fail("%d rows to sample are more than %d", count, max_sampling_rows);
     if (count == 0) return;
     const Sampling arguments{tokens, token_table, logits, sampling, vocabulary, token_stride};
-    const int parts = std::clamp(8 * device->multiprocessors / count, 1, 64);
+    const bool random = flags & MSGL_SAMPLE_RANDOM;
+    // What a block of draws does before its first id takes as long as many ids: few blocks where there are few rows.
+    const int blocks = (!random ? 8 : count <= 8 ? 2 : 6) * device->multiprocessors;
+    const int parts = std::clamp(blocks / count, 1, 64);
     Scratch *scratch = device->sampling_scratch.get<Scratch>();
-    const auto kernel = flags & MSGL_SAMPLE_RANDOM ? sample_kernel<true> : sample_kernel<false>;
+    const auto kernel = random ? sample_kernel<true> : sample_kernel<false>;
     launch(device, Follow::dependent, kernel, dim3(count, parts), threads, 0, arguments, scratch);
     if (flags & MSGL_SAMPLE_FILTER) enqueue_filtered_sampling(device, arguments, count);
   });

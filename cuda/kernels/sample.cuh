@@ -49,11 +49,12 @@ DEVICE uint64_t block_best(uint64_t best, uint64_t *scratch) {
 /*
  * The Gumbel-max draws of one row, of which the best is kept. The noise -log(-log(u)) exceeds d only if
  * u > exp(-exp(-d)) >= 1 - exp(-d), which spares most ids the logarithms; what is left is bound by the integer arithmetic
- * of Philox, so its rounds' keys, the same for every id, are kept in registers.
+ * of Philox.
  */
 struct Draw {
   static constexpr float most_noise = 16.7f;  // the largest is 16.64
   float temperature, inverse_temperature, best = -INFINITY;
+  float bar = -INFINITY;  // a score that some id of the row reaches: `best`, or better
   int best_id;
   uint32_t position, low[10], high[10];
 
@@ -80,13 +81,32 @@ struct Draw {
     return {{x, y, z, w}};
   }
 
-  /* How much noise a logit lacks to become the best, rounded down to be safe. */
-  DEVICE float missing(float logit) const {
-    const float scaled = logit * inverse_temperature;
-    return best - scaled - 0.01f - 1e-6f * fabsf(scaled);
+  /* Raises the bar to the best that the warps of a block, whose lanes must all be here, have met so far: ordered(bar). */
+  DEVICE void meet(uint32_t *warps_bar) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) bar = fmaxf(bar, __shfl_xor_sync(~0u, bar, offset));
+    uint32_t reached = ordered(bar);
+    if (threadIdx.x % 32 == 0) reached = max(reached, atomicMax(warps_bar, reached));
+    reached = __shfl_sync(~0u, reached, 0);
+    bar = __uint_as_float(reached & 0x80000000u ? reached ^ 0x80000000u : ~reached);
   }
 
-  /* Whether no logit that lacks this much becomes the best with a word up to this one. A word's upper 23 bits, as the
+  /* Raises the bar to what these ids reach at least: the noise is at least log(u / (1 - u)). */
+  DEVICE void raise(float4 logits, const Philox &drawn) {
+    const auto least = [&](float logit, uint32_t word) {
+      return logit * inverse_temperature + __logf(__fdividef(open_uniform(word), open_uniform(~word)));
+    };
+    bar = fmaxf(bar, fmaxf(fmaxf(least(logits.x, drawn.word[0]), least(logits.y, drawn.word[1])),
+                           fmaxf(least(logits.z, drawn.word[2]), least(logits.w, drawn.word[3]))));
+  }
+
+  /* How much noise a logit lacks to reach the bar, rounded down to be safe. */
+  DEVICE float missing(float logit) const {
+    const float scaled = logit * inverse_temperature;
+    return bar - scaled - 0.01f - 1e-6f * fabsf(scaled);
+  }
+
+  /* Whether no logit that lacks this much reaches the bar with a word up to this one. A word's upper 23 bits, as the
    * fraction of a float of [1, 2), are u + 1 less half a unit. */
   DEVICE static bool too_little(float lacking, uint32_t word) {
     return __uint_as_float(word >> 9 | 0x3f800000u) < 2.f - 0x1p-22f - __expf(-lacking);
@@ -95,7 +115,7 @@ struct Draw {
   DEVICE void consider(float logit, int id, uint32_t word) {
     if (too_little(missing(logit), word)) return;
     const float score = logit / temperature + gumbel_noise(open_uniform(word));
-    if (score > best) best = score, best_id = id;
+    if (score > best) best = score, best_id = id, bar = fmaxf(bar, score);
   }
 
   /* Draws for an id larger than those before. */
@@ -106,18 +126,24 @@ struct Draw {
     consider(logit, id, id % 4 < 2 ? low : high);
   }
 
-  /* The same for four ids, the first a multiple of 4: they share their words. */
-  DEVICE void operator()(float4 logits, int id) {
+  /* Whether one of four ids may reach the bar with the largest of their words. */
+  DEVICE bool promising(float4 logits, const Philox &drawn) const {
     const float lacking = missing(fmaxf(fmaxf(logits.x, logits.y), fmaxf(logits.z, logits.w)));
-    if (lacking > most_noise) return;
-    const Philox drawn = words(id / 4);
-    if (too_little(lacking, max(max(drawn.word[0], drawn.word[1]), max(drawn.word[2], drawn.word[3])))) return;
+    return !too_little(lacking, max(max(drawn.word[0], drawn.word[1]), max(drawn.word[2], drawn.word[3])));
+  }
+
+  /* Draws for four ids larger than those before, the first a multiple of 4: they share their words. */
+  DEVICE void consider(float4 logits, int id, const Philox &drawn) {
     consider(logits.x, id, drawn.word[0]);
     consider(logits.y, id + 1, drawn.word[1]);
     consider(logits.z, id + 2, drawn.word[2]);
     consider(logits.w, id + 3, drawn.word[3]);
   }
 };
+
+DEVICE bool in_fours(const float *logits, int begin, int end) {
+  return reinterpret_cast<uintptr_t>(logits + begin) % 16 == 0 && (end - begin) % 4 == 0;
+}
 
 /*
  * Calls f(id, four logits), or f(id, logit) where a row is not aligned, for one thread's share of begin .. end - 1, by
@@ -126,7 +152,7 @@ struct Draw {
 template <class F>
 DEVICE void for_each_four(const float *logits, int begin, int end, F f, int thread = threadIdx.x,
                           int threads = blockDim.x) {
-  if (reinterpret_cast<uintptr_t>(logits + begin) % 16 == 0 && (end - begin) % 4 == 0) {
+  if (in_fours(logits, begin, end)) {
     for (int i = begin + 4 * thread; i < end; i += 4 * threads) f(i, *reinterpret_cast<const float4 *>(logits + i));
   } else {
     for (int i = begin + thread; i < end; i += threads) f(i, logits[i]);
