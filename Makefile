@@ -13,7 +13,7 @@ NVCC ?= $(shell command -v nvcc 2>/dev/null)
 MAKEFLAGS += --jobs=$(shell nproc)
 
 all: minisgl
-.PHONY: all run test fuzz soak test-gpu test-systemd demo-model libraries install check format clean help
+.PHONY: all run test fuzz soak test-gpu sanitize test-systemd demo-model libraries install check format clean help
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -131,6 +131,9 @@ soak: minisgl ## Runs 100,000 random requests against the executable (SOAK_REQUE
 # On a GPU host with nothing else installed: BUN_BE_BUN=1 ./minisgl test test/gpu
 test-gpu: minisgl ## Runs the tests that need a GPU
 	BUN_BE_BUN=1 ./minisgl test ./test/gpu
+
+sanitize: minisgl ## Has compute-sanitizer look for invalid accesses in every op, on a machine with a GPU
+	compute-sanitizer --tool memcheck --error-exitcode 1 ./minisgl doctor --device cuda
 
 test-systemd: minisgl $(DEMO_MODEL) ## Runs the service under a real systemd (root)
 	$(BUN) test ./test/systemd
