@@ -102,7 +102,7 @@ int32_t msgl_sample(msgl_device *device, int32_t *tokens, int32_t *token_table, 
     const Sampling arguments{tokens, token_table, logits, sampling, vocabulary, token_stride};
     const bool random = flags & MSGL_SAMPLE_RANDOM;
     // What a block of draws does before its first id takes as long as many ids: few blocks where there are few rows.
-    const int blocks = (!random ? 8 : count <= 8 ? 2 : 6) * device->multiprocessors;
+    const int blocks = (!random ? 8 : count <= 64 ? 2 : 6) * device->multiprocessors;
     const int parts = std::clamp(blocks / count, 1, 64);
     Scratch *scratch = device->sampling_scratch.get<Scratch>();
     const auto kernel = random ? sample_kernel<true> : sample_kernel<false>;
