@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { join } from "node:path";
+import { writeDummyModel } from "../../src/bench/dummy-model.ts";
 import { gumbel } from "../native/philox.ts";
 import {
   type Choice,
@@ -11,7 +11,6 @@ import {
   random,
   randomPrompt,
   rounding,
-  scratch,
   serverInfo,
   startServer,
 } from "./support.ts";
@@ -132,33 +131,16 @@ describe("on the device", () => {
   test.skipIf(device !== "cuda")(
     "graphs of every size of a real model are captured in two seconds",
     async () => {
-      const folder = join(scratch, "qwen3-0.6b");
-      await Bun.write(join(folder, "config.json"), JSON.stringify(QWEN3));
-      await using server = await startServer("--model", folder, "--dummy-weight", "--num-pages", "16384");
-      const { capture_seconds } = await serverInfo(server.url);
-      expect(capture_seconds).toBeGreaterThan(0);
-      expect(capture_seconds).toBeLessThan(2);
+      const { path, remove } = writeDummyModel();
+      try {
+        await using server = await startServer("--model", path, "--dummy-weight", "--num-pages", "16384");
+        const { capture_seconds } = await serverInfo(server.url);
+        expect(capture_seconds).toBeGreaterThan(0);
+        expect(capture_seconds).toBeLessThan(2);
+      } finally {
+        remove();
+      }
     },
     60_000,
   );
 });
-
-/** The shape of Qwen3-0.6B. */
-const QWEN3 = {
-  architectures: ["Qwen3ForCausalLM"],
-  model_type: "qwen3",
-  vocab_size: 151936,
-  hidden_size: 1024,
-  intermediate_size: 3072,
-  num_hidden_layers: 28,
-  num_attention_heads: 16,
-  num_key_value_heads: 8,
-  head_dim: 128,
-  max_position_embeddings: 40960,
-  rms_norm_eps: 1e-6,
-  rope_theta: 1000000,
-  hidden_act: "silu",
-  tie_word_embeddings: true,
-  attention_bias: false,
-  torch_dtype: "bfloat16",
-};
