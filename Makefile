@@ -116,8 +116,8 @@ $(DEMO_MODEL):
 demo-model: $(DEMO_MODEL) ## Fetches the demo model and prints its path
 	@echo $(abspath $(DEMO_MODEL))
 
-run: minisgl $(DEMO_MODEL) ## Builds everything and serves the demo model on 127.0.0.1:1919
-	./minisgl serve --model $(DEMO_MODEL)
+run: minisgl $(DEMO_MODEL) ## Builds everything and serves the demo model on 127.0.0.1:1919 (RUN_OPTIONS="--port 8000": options of serve)
+	./minisgl serve --model $(DEMO_MODEL) $(RUN_OPTIONS)
 
 test: minisgl $(DEMO_MODEL) ## Runs every test that needs no GPU
 	@$(BUN) scripts/run-tests.ts
@@ -133,6 +133,8 @@ test-gpu: minisgl ## Runs the tests that need a GPU
 	BUN_BE_BUN=1 ./minisgl test ./test/gpu
 
 sanitize: minisgl ## Has compute-sanitizer look for invalid accesses in every op, on a machine with a GPU
+	@command -v compute-sanitizer > /dev/null || \
+		{ echo "make sanitize needs compute-sanitizer on PATH (of the CUDA toolkit) and a GPU" >&2; exit 1; }
 	compute-sanitizer --tool memcheck --error-exitcode 1 ./minisgl doctor --device cuda
 
 test-systemd: minisgl $(DEMO_MODEL) ## Runs the service under a real systemd (root)

@@ -50,7 +50,7 @@ std::vector<std::string> candidates() {
 
 CublasLt::CublasLt() {
   void *library = nullptr;
-  std::string reason;  // of the first that is there and cannot be opened, else of the last
+  std::string reason;  // of the first that is there and cannot be opened, else of the first
   bool found = false;
   for (const std::string &candidate : candidates()) {
     library = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -59,10 +59,10 @@ CublasLt::CublasLt() {
     const std::string error = dlerror();
     if (found) continue;
     found = error.find("No such file") == std::string::npos;
-    reason = error;
+    if (found || reason.empty()) reason = error;
   }
   if (library == nullptr)
-    fail("cuBLASLt %s (%s). Install the CUDA toolkit or `pip install nvidia-cublas`, or name the file "
+    fail("%s (%s). Install the CUDA toolkit or `pip install nvidia-cublas`, or name the file "
          "libcublasLt.so.12 or .13 in MINISGL_CUBLASLT",
          found ? "cannot be opened" : "was not found", reason.c_str());
   const auto find = [&](auto &function, const char *name) {

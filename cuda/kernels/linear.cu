@@ -117,7 +117,7 @@ std::string Linear::describe() const {
 }
 
 std::vector<Algorithm> Linear::heuristics(const LinearArguments &a, int most) const {
-  if (library_ == nullptr) fail("%s", missing_.c_str());
+  if (library_ == nullptr) fail("cuBLASLt %s", missing_.c_str());
   const Product product(*library_, a, a.tokens, fuses_bias(a));
   CublasLt::Preference preference = nullptr;
   require(library_->preference_create(&preference), "creating a preference");

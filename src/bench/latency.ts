@@ -25,13 +25,20 @@ export async function benchLatency(
   roofline: Roofline | null,
 ): Promise<Report> {
   const { batches, context, tokens, repeats } = options;
-  const { maxRunningRequests } = runtime.info;
+  const { maxRunningRequests, numPages, pageSize } = runtime.info;
   const [largest, least] = [Math.max(...batches), Math.floor(tokens / 2) + 1];
   if (largest > maxRunningRequests) {
     throw new Error(`--batch ${largest} needs --max-running-requests ${largest}: ${maxRunningRequests} run at a time`);
   }
   if (context < least) {
     throw new Error(`--context ${context} cannot be the middle of --tokens ${tokens}: it has to be at least ${least}`);
+  }
+  // A token more than its prompt for each: then the last to be prefilled decodes beside the others.
+  const pages = largest * Math.ceil((context - least + 2) / pageSize);
+  if (pages > numPages) {
+    throw new Error(
+      `--batch ${largest} at --context ${context} needs --num-pages ${pages} of ${pageSize}: the pool has ${numPages}`,
+    );
   }
   await warmUp(runtime);
   const groups: Awaited<ReturnType<typeof measure>>[] = [];

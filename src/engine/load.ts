@@ -38,7 +38,7 @@ function checkLength(asked: number, { maxPosition }: ModelConfig): void {
 /** Without cuBLASLt the first step would fail, after all weights were loaded. @throws Error that says where it was looked for */
 function checkProducts({ library }: Device, properties: DeviceProperties): void {
   if (!properties.library.endsWith("no cuBLASLt")) return;
-  throw new Error(foundations(library).find(({ name }) => name === "cuBLASLt")?.where ?? "there is no cuBLASLt");
+  throw new Error(`cuBLASLt ${foundations(library).find(({ name }) => name === "cuBLASLt")?.where ?? "was not found"}`);
 }
 
 /**

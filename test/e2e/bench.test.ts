@@ -68,7 +68,10 @@ test.each([
 test.each([
   [["--batch", "8", "--max-running-requests", "4"], "--batch 8 needs --max-running-requests 8"],
   [["--context", "4"], "--context 4 cannot be the middle of --tokens 128"],
-  [["--batch", "8", "--context", "100", "--num-pages", "200"], "--batch 8: the sequences never decoded together"],
+  [
+    ["--batch", "8", "--context", "100", "--num-pages", "200"],
+    "--batch 8 at --context 100 needs --num-pages 296 of 1: the pool has 200",
+  ],
 ])(
   "latency that cannot be measured with %j is an error",
   async (args, reason) => {
