@@ -4,6 +4,7 @@
  */
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { random } from "../random.ts";
 import { Installation, type TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
@@ -13,39 +14,28 @@ afterAll(() => installation.remove());
 const fixture = (name: string) => join(import.meta.dir, "../parity/fixtures", name);
 const vocabulary = 97;
 
-/** Numbers in 0 .. 1, the same in every run: mulberry32. */
-function generator(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 type Body = Record<string, unknown>;
 
 /** A request that may ask for anything. Some prompts begin alike, so that the prefix cache has something to give. */
-function randomBody(random: () => number): Body {
-  const integer = (least: number, most: number) => least + Math.floor(random() * (most - least + 1));
-  const maybe = (name: string, value: () => unknown): Body => (random() < 0.4 ? { [name]: value() } : {});
+function randomBody(draw: () => number): Body {
+  const integer = (least: number, most: number) => least + Math.floor(draw() * (most - least + 1));
+  const maybe = (name: string, value: () => unknown): Body => (draw() < 0.4 ? { [name]: value() } : {});
   const shared = Array.from({ length: integer(0, 2) * 20 }, (_, index) => (index * 7) % vocabulary);
   const own = Array.from({ length: integer(1, 60) }, () => integer(0, vocabulary - 1));
-  const greedy = random() < 0.3;
+  const greedy = draw() < 0.3;
   return {
     prompt: [...shared, ...own],
     max_tokens: integer(1, 80),
-    temperature: greedy ? 0 : 0.5 + random(),
+    temperature: greedy ? 0 : 0.5 + draw(),
     return_token_ids: true,
     seed: integer(0, 2 ** 31),
     ...maybe("top_k", () => integer(1, vocabulary)),
-    ...maybe("top_p", () => 0.5 + random() / 2),
-    ...maybe("min_p", () => random() / 4),
-    ...maybe("repetition_penalty", () => 0.8 + random()),
-    ...maybe("presence_penalty", () => random() * 4 - 2),
-    ...maybe("frequency_penalty", () => random() * 4 - 2),
-    ...maybe("logit_bias", () => ({ [integer(0, vocabulary - 1)]: random() * 10 - 5, 2: 3 })),
+    ...maybe("top_p", () => 0.5 + draw() / 2),
+    ...maybe("min_p", () => draw() / 4),
+    ...maybe("repetition_penalty", () => 0.8 + draw()),
+    ...maybe("presence_penalty", () => draw() * 4 - 2),
+    ...maybe("frequency_penalty", () => draw() * 4 - 2),
+    ...maybe("logit_bias", () => ({ [integer(0, vocabulary - 1)]: draw() * 10 - 5, 2: 3 })),
     ...maybe("min_tokens", () => 1),
     ...maybe("stop_token_ids", () => [integer(0, vocabulary - 1), integer(0, vocabulary - 1)]),
     ...maybe("logprobs", () => integer(0, 20)),
@@ -96,10 +86,10 @@ test.each([
   expect(new Set(alone).size).toBe(watched.length);
 
   await server.post("/flush_cache", "");
-  const random = generator(7);
-  const others = Array.from({ length: 200 }, () => ask(server, randomBody(random)));
+  const draw = random(7);
+  const others = Array.from({ length: 200 }, () => ask(server, randomBody(draw)));
   const among = watched.map((body) => ask(server, body));
-  const more = Array.from({ length: 50 }, () => ask(server, randomBody(random)));
+  const more = Array.from({ length: 50 }, () => ask(server, randomBody(draw)));
   expect(await Promise.all(among)).toEqual(alone);
   expect(new Set(await Promise.all([...others, ...more])).size).toBeGreaterThan(240);
   const { num_preemptions, num_cached_tokens } = (await server.info()) as unknown as Record<string, number>;

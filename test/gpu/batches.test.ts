@@ -1,12 +1,12 @@
 /** The same prompts in other company: answers stay within rounding, and are the same where the batches are. */
 import { describe, expect, test } from "bun:test";
+import { random } from "../random.ts";
 import {
   type Choice,
   complete,
   type Drawn,
   expectAlike,
   fixturePath,
-  random,
   randomPrompt,
   serverInfo,
   startServer,

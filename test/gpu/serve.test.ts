@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { writeDummyModel } from "../../src/bench/dummy-model.ts";
 import { gumbel } from "../native/philox.ts";
+import { random } from "../random.ts";
 import {
   type Choice,
   complete,
@@ -8,7 +9,6 @@ import {
   device,
   expectAlike,
   fixturePath,
-  random,
   randomPrompt,
   rounding,
   serverInfo,

@@ -140,17 +140,6 @@ export function expectAlike(what: string, one: readonly Drawn[], other: readonly
   expect(compared).toBeGreaterThan(least);
 }
 
-/** mulberry32: a small seeded generator, so that a failure can be repeated. */
-export function random(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let word = Math.imul(state ^ (state >>> 15), 1 | state);
-    word = (word + Math.imul(word ^ (word >>> 7), 61 | word)) ^ word;
-    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 /** A prompt of random tokens that every fixture has. */
 export const randomPrompt = (draw: () => number, length: number) =>
   Array.from({ length }, () => 3 + Math.floor(draw() * 90));

@@ -8,6 +8,7 @@ import { Device } from "../../src/native/device.ts";
 import { openLibrary } from "../../src/native/library.ts";
 import { AttentionPlan, type ExpandedBatch, expand, type HeadShape } from "../../src/native/ops.ts";
 import { bytesOf, DType, Tensor } from "../../src/native/tensor.ts";
+import { random } from "../random.ts";
 
 export const libraryPath = process.env.MINISGL_TEST_LIBRARY ?? `${import.meta.dir}/../../build/libminisgl-cpu.so`;
 /** Where the other libraries lie. */
@@ -31,15 +32,10 @@ export function tolerance(dtype: DType): number {
   return dtype === DType.F32 ? 2e-6 : dtype === DType.F16 ? 1.5e-3 : 1e-2;
 }
 
-/** Pseudo-random numbers in [-1, 1) from a seed (mulberry32). */
+/** Pseudo-random numbers in [-1, 1) from a seed. */
 export function numbers(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 31 - 1;
-  };
+  const draw = random(seed);
+  return () => 2 * draw() - 1;
 }
 
 export function randomValues(seed: number, count: number, scale = 1): Float32Array {

@@ -8,18 +8,16 @@ import {
   Statistic,
 } from "../../../src/message/types.ts";
 import { type OutputSink, Scheduler, type SchedulerOptions } from "../../../src/scheduler/scheduler.ts";
+import { random } from "../../random.ts";
 import { EOS, loneRun, SimulatedEngine, type SimulatedOptions } from "./simulated-engine.ts";
 import { rowsOf, type Scored } from "./simulated-logits.ts";
 
-/** Uniform integers and choices (mulberry32). */
+/** Uniform integers and choices. */
 export class Random {
-  constructor(private state: number) {}
+  readonly next: () => number;
 
-  next(): number {
-    this.state = (this.state + 0x6d2b79f5) | 0;
-    let t = Math.imul(this.state ^ (this.state >>> 15), 1 | this.state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  constructor(seed: number) {
+    this.next = random(seed);
   }
   /** low .. high, both possible. */
   integer(low: number, high: number): number {
