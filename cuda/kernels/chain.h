@@ -25,6 +25,15 @@ inline bool chain_settled(const msgl_device *device) { return device->stored_cac
 /* To be called after an op of such a chain was launched, with what chain_settled said before. */
 inline void chain_continue(msgl_device *device, bool settled) { device->stored_cache = settled ? device : nullptr; }
 
+/* Launches an op of such a chain that changes nothing of what attention reads. */
+template <class... Parameters, class... Arguments>
+void launch_in_chain(msgl_device *device, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                     Arguments... arguments) {
+  const bool settled = chain_settled(device);
+  launch(device, Follow::dependent, kernel, grid, block, shared_bytes, arguments...);
+  chain_continue(device, settled);
+}
+
 /* Has a multiprocessor's memory divided as the other kernels of the chain have it, so that they can share one: it can only
  * be divided anew when nothing runs there. */
 template <class Kernel>

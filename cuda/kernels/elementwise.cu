@@ -75,11 +75,8 @@ void minisgl::enqueue_silu_mul(msgl_device *device, void *out, const void *gate_
       using V = std::remove_pointer_t<decltype(vector)>;
       const int vectors = size / V::size;
       const int threads = tokens < 1024 ? 128 : 256;
-      const bool settled = chain_settled(device);
-      launch(device, Follow::dependent, silu_mul_kernel<T, V>,
-             dim3(tokens, static_cast<unsigned>(ceil_div(vectors, threads))), threads, 0, static_cast<T *>(out),
-             static_cast<const T *>(gate_up), vectors);
-      chain_continue(device, settled);
+      launch_in_chain(device, silu_mul_kernel<T, V>, dim3(tokens, static_cast<unsigned>(ceil_div(vectors, threads))),
+                      threads, 0, static_cast<T *>(out), static_cast<const T *>(gate_up), vectors);
     });
   });
 }

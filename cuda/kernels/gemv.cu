@@ -120,9 +120,7 @@ void enqueue_gemv(msgl_device *device, const LinearArguments &a) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
           "shared memory");
     prefer_shared_memory(kernel);
-    const bool settled = chain_settled(device);
-    launch(device, Follow::dependent, kernel, plan.grid, threads, bytes, gemv);
-    chain_continue(device, settled);
+    launch_in_chain(device, kernel, plan.grid, threads, bytes, gemv);
   });
 }
 

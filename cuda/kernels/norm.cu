@@ -68,10 +68,9 @@ void enqueue(msgl_device *device, void *out, void *residual, const void *x, cons
       // Where there are rows enough to fill the device, few threads a row: a block waits for its slowest.
       const int a_thread = tokens >= 8 * device->multiprocessors ? max_vectors : 1;
       const int threads = std::min(1024, static_cast<int>(ceil_div(size / V::size, 32 * a_thread) * 32));
-      const bool settled = chain_settled(device);
-      launch(device, Follow::dependent, rms_norm_kernel<T, V, Add>, tokens, threads, 0, static_cast<T *>(out),
-             static_cast<T *>(residual), static_cast<const T *>(x), static_cast<const T *>(weight), size, epsilon);
-      chain_continue(device, settled);
+      launch_in_chain(device, rms_norm_kernel<T, V, Add>, tokens, threads, 0, static_cast<T *>(out),
+                      static_cast<T *>(residual), static_cast<const T *>(x), static_cast<const T *>(weight), size,
+                      epsilon);
     });
   });
 }
