@@ -26,15 +26,17 @@ export async function benchLatency(
 ): Promise<Report> {
   const { batches, context, tokens, repeats } = options;
   const { maxRunningRequests, numPages, pageSize } = runtime.info;
-  const [largest, least] = [Math.max(...batches), Math.floor(tokens / 2) + 1];
+  const largest = Math.max(...batches);
+  const prompt = promptLength(options);
   if (largest > maxRunningRequests) {
     throw new Error(`--batch ${largest} needs --max-running-requests ${largest}: ${maxRunningRequests} run at a time`);
   }
-  if (context < least) {
+  if (prompt < 1) {
+    const least = context - prompt + 1;
     throw new Error(`--context ${context} cannot be the middle of --tokens ${tokens}: it has to be at least ${least}`);
   }
   // A token more than its prompt for each: then the last to be prefilled decodes beside the others.
-  const pages = largest * Math.ceil((context - least + 2) / pageSize);
+  const pages = largest * Math.ceil((prompt + 1) / pageSize);
   if (pages > numPages) {
     throw new Error(
       `--batch ${largest} at --context ${context} needs --num-pages ${pages} of ${pageSize}: the pool has ${numPages}`,
@@ -66,13 +68,17 @@ export async function benchLatency(
   };
 }
 
+/** Tokens of a prompt with which half of the answer ends at the context. */
+const promptLength = ({ context, tokens }: LatencyOptions) => context - Math.floor(tokens / 2);
+
 async function measure(
   runtime: RuntimeInterface,
   batch: number,
-  { context, tokens, repeats }: LatencyOptions,
+  options: LatencyOptions,
   roofline: Roofline | null,
 ): Promise<{ name: string; batch: number; figures: Figure[] }> {
-  const input = context - Math.floor(tokens / 2);
+  const { context, tokens, repeats } = options;
+  const input = promptLength(options);
   const steps: number[] = [];
   const firsts: number[] = [];
   const idle = new IdleMeter(runtime);

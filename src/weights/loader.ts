@@ -65,7 +65,7 @@ export class WeightLoader {
       this.loads.push(() => this.loadRows(weight, first, info));
       row += info.shape[0] as number;
     }
-    this.count(weight.bytes);
+    this.bytes += weight.bytes;
     return weight;
   }
 
@@ -145,10 +145,6 @@ export class WeightLoader {
     return stored >= DType.Q8_0 && this.properties.keeps(stored) ? stored : this.dtype;
   }
 
-  private count(bytes: number): void {
-    this.bytes += bytes;
-  }
-
   private open(path: string): WeightFile {
     const known = this.files.get(path);
     if (known) return known;
@@ -159,7 +155,7 @@ export class WeightLoader {
 
   private vector(size: number): Tensor {
     const tensor = this.device.tensor(this.activationType, [size]);
-    this.count(tensor.bytes);
+    this.bytes += tensor.bytes;
     return tensor;
   }
 
@@ -206,7 +202,7 @@ export class WeightLoader {
     // Uniform in +-sqrt(3 / columns) has a gain of 1, so that activations neither vanish nor explode.
     const seed = seedOf(sources.map(({ name }) => name).join());
     this.loads.push(() => weight.random(seed, Math.sqrt(3 / columns)));
-    this.count(weight.bytes);
+    this.bytes += weight.bytes;
     return weight;
   }
 }
